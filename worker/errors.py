@@ -1,0 +1,67 @@
+"""Every error the worker raises on purpose. The floor: imports nothing of ours."""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """The worker could not continue."""
+
+    #: Process exit status when this error ends the program (sysexits.h).
+    exit_code = 70
+
+    def __str__(self) -> str:
+        return super().__str__() or (self.__doc__ or "").strip()
+
+
+class ConfigurationError(WorkerError):
+    """A setting is wrong; the message names the setting and the cure."""
+
+    exit_code = 78
+
+
+class BrokerUnreachable(WorkerError):
+    """No AMQP broker answered; check SWARM_AMQP_URL."""
+
+    exit_code = 75
+
+
+class BrokerRefused(WorkerError):
+    """The broker answered and refused us (credentials, permission, unequal topology): retrying cannot help."""
+
+    exit_code = 78
+
+
+class PublishFailed(WorkerError):
+    """A message was not confirmed by the broker; it must be kept and sent again."""
+
+
+class StoreError(WorkerError):
+    """The store failed; nothing of the transaction was kept, so the same work may be tried again."""
+
+    exit_code = 75
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot take writes now (locked, full, read-only, unreachable); try again later."""
+
+
+class DataRefused(StoreError):
+    """The store refuses this data for what it is; splitting the group finds the culprit."""
+
+
+class StoreCorrupt(StoreError):
+    """The store file is damaged; restore a backup (`swarm-worker backup` makes them)."""
+
+    exit_code = 70
+
+
+class LeaseLost(WorkerError):
+    """Another worker holds the lease now; what we computed must not be committed."""
+
+
+class ApplyFailed(WorkerError):
+    """The model could not be applied or what is served is not what was applied."""
+
+
+class NotFound(WorkerError):
+    """There is nothing under this name."""

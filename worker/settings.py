@@ -1,0 +1,162 @@
+"""Every setting, read once at the edge: flags, then SWARM_... variables, then .env, then the secrets directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.errors import ConfigurationError
+
+SLUG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from `10s`, `250ms`, `15m`, `1h`, `1h30m`, `2d` or a plain number of seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    text = str(value).strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not re.fullmatch(rf"(?:{_DURATION.pattern}\s*)+", text):
+        raise ValueError(f"{value!r} is no duration; write it like 10s, 250ms, 15m, 1h or 1h30m")
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+
+
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/swarm-worker`, like the original's `~/.local/share/swarm-engine/learning`."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "swarm-worker"
+
+
+def default_worker_id() -> str:
+    """The host's name, made a slug."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:48].strip("-_") or "worker"
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+
+LEARN_MODELS = ("worker_decision_sequence", "worker_task", "dependency_graph", "dpo")
+
+
+class ScenarioOptions(BaseModel):
+    """What one scenario may set for itself; absent fields follow the general settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trigger: str | None = None
+    apply_mode: Literal["manual", "auto"] | None = None
+    learn_models: tuple[str, ...] | None = None
+    terminal_actions: tuple[str, ...] | None = None
+    system_events: tuple[str, ...] | None = None
+    available_actions: tuple[str, ...] | None = None
+    system_prompt: str | None = None
+
+
+class Settings(BaseSettings):
+    """All settings. The description of each is its help text."""
+
+    model_config = SettingsConfigDict(env_prefix="SWARM_", env_file=".env", extra="ignore", frozen=True)
+
+    # -- where things are
+    amqp_url: SecretStr = Field(SecretStr("amqp://guest:guest@localhost:5672/"), description="RabbitMQ, amqp:// or amqps://")
+    amqp_ca_file: Path | None = Field(None, description="CA certificates to trust instead of the system's, for amqps://")
+    amqp_allow_plaintext: bool = Field(False, description="allow amqp:// to a host that is not this machine")
+    topology: Literal["auto", "passive"] = Field("auto", description="auto declares broker objects; passive only checks them")
+    data_dir: Path = Field(default_factory=default_data_dir, description="models, runs and, by default, the store")
+    store_url: str | None = Field(None, description="sqlite:///path; default <data_dir>/swarm.db")
+    scenarios: CommaList = Field((), description="scenarios to serve, comma-separated")
+    worker_id: str = Field(default_factory=default_worker_id, description="this worker's name, stable across restarts")
+    scenario_options: dict[str, ScenarioOptions] = Field({}, description="JSON: settings per scenario")
+
+    # -- ingest
+    prefetch: int = Field(192, ge=1, le=2000, description="unacknowledged messages per scenario (quorum queues cap at 2000)")
+    batch_messages: int = Field(64, ge=1, le=2000, description="most messages in one transaction")
+    batch_bytes: int = Field(4_000_000, ge=1, description="most bytes in one transaction")
+    batch_age: Duration = Field(0.02, description="longest a message waits for company")
+
+    # -- episodes
+    learn_models: CommaList = Field(LEARN_MODELS, description="learn models to run")
+    idle_timeout: PositiveDuration = Field(900.0, description="a task without records this long is closed")
+    terminal_actions: CommaList = Field(
+        ("done", "finish", "submit", "complete", "give_up"), description="actions that end a sequence, in any case"
+    )
+    system_events: CommaList = Field((), description="further pseudo-actions that are no worker decisions")
+
+    # -- trigger and runs
+    check_interval: PositiveDuration = Field(10.0, description="how often triggers are evaluated")
+    trigger: str = Field("count(100) or every(1h)", description="when to train")
+    processor_mode: str = Field("offline", description="offline, lora or full")
+    max_sessions: int = Field(20, ge=1, description="newest sessions an analysis reads")
+    holdout: float = Field(0.2, gt=0, lt=1, description="share of episodes held out for the gate")
+    gate_strategy: Literal["no_regression", "improvement", "absolute"] = Field("no_regression", description="the gate's rule")
+    gate_threshold: float | None = Field(None, gt=0, description="improvement: factor, default 1.1; absolute: rate, default 0.8")
+    training_timeout: PositiveDuration = Field(1800.0, description="longest a training may take")
+    training_memory_mb: int = Field(2048, ge=128, description="address space of the training process")
+    training_cooldown: Duration = Field(0.0, description="shortest time between two automatic runs")
+    training_backoff: PositiveDuration = Field(30.0, description="wait after the first failed run; doubles up to an hour")
+
+    # -- apply
+    apply_mode: Literal["manual", "auto"] = Field("manual", description="auto applies what the gate blesses")
+    applicator: Literal["files", "webhook", "noop"] = Field("files", description="how a model reaches those who use it")
+    webhook_url: SecretStr | None = Field(None, description="where the webhook applicator posts")
+    max_history: int = Field(5, ge=1, description="models kept for rollback")
+
+    # -- control, health, logs
+    control_key: SecretStr | None = Field(None, description="HMAC key; with it unsigned commands are refused")
+    http_host: str = Field("127.0.0.1", description="health and metrics listen here")
+    http_port: int = Field(9108, ge=0, le=65535, description="0 picks a free port")
+    shutdown_grace: PositiveDuration = Field(25.0, description="longest a shutdown may take")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for scenario in (*self.scenarios, *self.scenario_options):
+            if not SLUG.fullmatch(scenario):
+                raise ValueError(f"scenarios: {scenario!r} is no scenario name; use letters, digits, - and _, at most 64")
+        if not SLUG.fullmatch(self.worker_id):
+            raise ValueError(f"worker_id: {self.worker_id!r} is no name; use letters, digits, - and _, at most 64")
+        for name in self.learn_models:
+            if name not in LEARN_MODELS:
+                raise ValueError(f"learn_models: {name!r} is unknown; choose from {', '.join(LEARN_MODELS)}")
+        if self.applicator == "webhook" and self.webhook_url is None:
+            raise ValueError("applicator=webhook needs webhook_url; set SWARM_WEBHOOK_URL")
+        return self
+
+    @property
+    def effective_store_url(self) -> str:
+        """`store_url`, or the SQLite file in the data directory."""
+        return self.store_url or f"sqlite:///{self.data_dir / 'swarm.db'}"
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags and surroundings; raises `ConfigurationError` with a line per mistake.
+
+    The secrets directory (a file per setting, named like its variable) is `SWARM_SECRETS_DIR`, else /run/secrets.
+    """
+    secrets_dir = Path(os.environ.get("SWARM_SECRETS_DIR", "/run/secrets"))
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(_secrets_dir=secrets_dir if secrets_dir.is_dir() else None, **given)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = "__".join(map(str, problem["loc"])).upper()
+            text = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"  SWARM_{place}: {text}" if place else f"  SWARM_{text}")
+        raise ConfigurationError("these settings are wrong:\n" + "\n".join(lines)) from None
