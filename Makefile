@@ -1,0 +1,61 @@
+# Everything a person does with this checkout. Needs only Python 3.11 or newer; `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+BROKER := $(BIN)/python -m worker.broker.local --
+
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/$(VENV)
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help demo run test test-all lint bench schemas image-test clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.with-demo ## from nothing to a trained and applied model: broker, worker, real agents (two minutes)
+	@$(BROKER) $(BIN)/swarm-worker demo
+
+run: $(VENV)/.with-dev ## a worker with a broker of its own if there is none; SWARM_SCENARIOS says for whom
+	@$(BROKER) $(BIN)/swarm-worker run
+
+test: $(VENV)/.with-dev lint ## every check and every test, with real RabbitMQ
+	@$(BIN)/python -m tests.run
+
+lint: $(VENV)/.with-dev ## types, style, layers, schema drift
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m worker.wire.schemas --check schemas
+
+bench: $(VENV)/.with-bench ## ingest against a bare pipeline and FastStream; JSON lines and a table
+	@$(BROKER) $(BIN)/python -m tests.bench
+
+schemas: $(VENV)/.with-dev ## write schemas/ anew from worker/wire
+	@$(BIN)/python -m worker.wire.schemas schemas
+
+clean: ## remove the environment and what the demo left
+	rm -rf $(VENV) .swarm
+
+# -- the environment: uv, from the lock file with its hashes
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "this needs Python 3.11 or newer; say which with: make PYTHON=python3.13 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+	  || { rm -rf $(VENV); echo "installing python3-venv" >&2; \
+	       apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); } \
+	  || { echo "python3 -m venv does not work here; install it: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+
+$(VENV)/.with-dev: $(UV) pyproject.toml uv.lock
+	@$(UV) sync --locked --inexact --quiet && touch $@
+
+$(VENV)/.with-demo: $(UV) pyproject.toml uv.lock
+	@$(UV) sync --locked --inexact --quiet --no-dev --extra demo && touch $@
+
+$(VENV)/.with-bench: $(UV) pyproject.toml uv.lock
+	@$(UV) sync --locked --inexact --quiet --extra bench && touch $@
