@@ -142,6 +142,8 @@ class Projection(Struct, kw_only=True):
     of: Pending
     episodes: list[Episode]
     counts: BucketedCounts
+    #: An open sequence is left in the task, so it becomes pending once more when it is idle, though no record comes.
+    open_tail: bool = False
 
 
 class EpisodeFilter(Struct, kw_only=True):
@@ -348,7 +350,8 @@ class Projections(Protocol):
 
     async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
         """Items that are ready: tasks that are dirty and closed (terminal action, ended session, idle for `idle_ms`) or
-        were projected before, sessions and graphs not counted yet. `limit` bounds the number of actions read."""
+        were projected before, tasks projected with an `open_tail` that are idle now, sessions and graphs not counted
+        yet. `limit` bounds the number of actions read."""
         ...
 
     async def project(self, projections: Sequence[Projection]) -> None:
