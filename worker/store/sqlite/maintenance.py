@@ -1,0 +1,87 @@
+"""The SQLite store as a thing that is opened, checked, copied and closed."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from worker.errors import ConfigurationError, StoreCorrupt
+from worker.store.sqlite.connection import create_file, quick_check
+from worker.store.sqlite.migrate import schema_version
+from worker.store.sqlite.role import Role
+
+#: Pages copied at a time, so that the worker's own reads and writes get in between.
+BACKUP_PAGES = 2_000
+
+
+class Maintenance(Role):
+    """`worker.store.port.Maintenance` on SQLite."""
+
+    async def open(self) -> None:
+        await self._database.open()
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def probe(self) -> None:
+        """Change one row and commit: what fails here fails for records too."""
+        await self._database.write(
+            lambda connection: connection.execute("UPDATE probe SET at_ms = at_ms + 1 WHERE probe_no = 1") and None
+        )
+
+    async def backup(self, target: Path) -> None:
+        """Copy to `target`, which must not exist; it appears under its name only when it is whole, checked and synced."""
+        if target.exists():
+            raise ConfigurationError(f"{target} exists; name a file that does not")
+        await self._database.read(lambda connection: _back_up(connection, target))
+
+    async def describe(self) -> dict[str, Any]:
+        return await self._database.read(self._describe)
+
+    def _describe(self, connection: sqlite3.Connection) -> dict[str, Any]:
+        path = self._database.path
+        files = [path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))]
+        return {
+            "kind": "sqlite",
+            "path": str(path),
+            "schema": schema_version(connection),
+            "bytes": sum(file.stat().st_size for file in files if file.exists()),
+            "journal_mode": connection.execute("PRAGMA journal_mode").fetchone()[0],
+            "synchronous": "FULL",  # the writer's own, verified when it connects
+            "sqlite_version": sqlite3.sqlite_version,
+        }
+
+
+def _back_up(connection: sqlite3.Connection, target: Path) -> None:
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    create_file(partial)
+    try:
+        copy = sqlite3.connect(partial, isolation_level=None)
+        try:
+            connection.backup(copy, pages=BACKUP_PAGES)
+            # Not WAL: the copy is one file, complete without companions.
+            copy.execute("PRAGMA journal_mode=DELETE")
+            found = quick_check(copy)
+        finally:
+            copy.close()
+        if found is not None:
+            raise StoreCorrupt(
+                f"the copy {target} is damaged ({found}); the store itself may be: run `swarm-worker check`"
+            )
+        _sync(partial)
+        partial.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
