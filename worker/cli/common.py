@@ -1,0 +1,136 @@
+"""What the commands share: settings as flags, printing for people or as JSON, the store opened beside a running worker."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeVar
+
+import click
+import msgspec
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from worker.clock import SystemClock
+from worker.errors import ConfigurationError
+from worker.ops.logging import configure_logging
+from worker.settings import SLUG, Settings, load_settings
+from worker.store import open_store
+from worker.store.port import Store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Settings that every command needs to find the store and the broker.
+PLACES = ("data_dir", "store_url", "amqp_url", "amqp_ca_file", "amqp_allow_plaintext", "control_key", "log_level")
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal or wide enough for a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def settings_options(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Flags for these settings (all of them where none is named); the command gets `settings`."""
+    chosen = names or tuple(Settings.model_fields)
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            flags = {name: kwargs.pop(name) for name in chosen}
+            settings = load_settings(**flags)
+            configure_logging(settings.log_level, settings.log_format)
+            return command(*args, settings=settings, **kwargs)  # type: ignore[arg-type]  # ParamSpec cannot say "plus one"
+
+        for name in reversed(chosen):
+            help_text = f"{Settings.model_fields[name].description} [SWARM_{name.upper()}]"
+            wrapped = click.option(f"--{name.replace('_', '-')}", name, default=None, help=help_text)(wrapped)
+        return wrapped
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+def _scenario_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not SLUG.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no scenario name; use letters, digits, - and _, at most 64")
+    return value
+
+
+scenario_option = click.option("--scenario", required=True, callback=_scenario_name, help="the scenario's name")
+any_scenario_option = click.option("--scenario", callback=_scenario_name, help="only this scenario")
+
+
+def run_async(coroutine: Awaitable[R]) -> R:
+    """Run a command's coroutine to its end."""
+
+    async def main() -> R:
+        return await coroutine
+
+    return asyncio.run(main())
+
+
+@asynccontextmanager
+async def reading_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store, read-only, beside a worker that may be running."""
+    store = open_store(settings.effective_store_url, SystemClock(), read_only=True)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def one_scenario(scenario: str | None, settings: Settings) -> str:
+    """The scenario asked for, or the only one configured."""
+    if scenario is not None:
+        return scenario
+    if len(settings.scenarios) == 1:
+        return settings.scenarios[0]
+    raise ConfigurationError("which scenario? say --scenario NAME (or set SWARM_SCENARIOS to a single one)")
+
+
+def plain(value: Any) -> Any:
+    """Structs, enums and bytes as JSON values."""
+    return msgspec.to_builtins(value, enc_hook=_encode)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line, for programs."""
+    sys.stdout.buffer.write(orjson.dumps(plain(value)) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """A table for people, or one line that says why there is none."""
+    drawn = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
+    console().print(drawn if drawn.row_count else empty)
+
+
+def when(milliseconds: int | None) -> str:
+    """Wall time for people."""
+    if milliseconds is None:
+        return "never"
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def percent(share: float | None) -> str:
+    """0.123 as 12.3 %."""
+    return "-" if share is None else f"{share * 100:.1f} %"

@@ -1,0 +1,57 @@
+"""`swarm-worker describe`: the settings that count, the broker objects, the versions. Secrets are masked."""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+from importlib.metadata import version
+from typing import Any
+
+import click
+from pydantic import SecretStr
+
+from worker import __version__
+from worker.cli.common import json_option, print_json, settings_options, table
+from worker.ops.logging import MASK, redact
+from worker.settings import Settings
+
+
+@click.command()
+@json_option
+@settings_options()
+def describe(*, settings: Settings, as_json: bool) -> None:
+    """Show the effective settings, secrets masked, and the versions at work."""
+    effective = masked(settings)
+    versions = {
+        "swarm-worker": __version__,
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        **{name: version(name) for name in ("aio-pika", "aiormq", "msgspec", "pydantic-settings")},
+    }
+    if as_json:
+        print_json({"settings": effective, "versions": versions})
+        return
+    table("Settings", ("variable", "value"), ((f"SWARM_{n.upper()}", v) for n, v in effective.items()), empty="")
+    table("Versions", ("what", "version"), versions.items(), empty="")
+
+
+def masked(settings: Settings) -> dict[str, Any]:
+    """Effective settings as JSON values; of a secret URL the user and password are hidden, of other secrets all."""
+    shown: dict[str, Any] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            secret = value.get_secret_value()
+            shown[name] = redact(secret) if "://" in secret and name == "amqp_url" else MASK
+        else:
+            shown[name] = value
+    shown["store_url"] = redact(settings.effective_store_url)
+    return {name: _jsonable(value) for name, value in shown.items()}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: item.model_dump(exclude_none=True) if hasattr(item, "model_dump") else item for key, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

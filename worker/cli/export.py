@@ -1,0 +1,65 @@
+"""`swarm-worker export`: records, episodes and training data as JSON lines, records in the wire's own form."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+import orjson
+
+from worker.cli.common import (
+    PLACES,
+    one_scenario,
+    plain,
+    reading_store,
+    run_async,
+    scenario_option,
+    settings_options,
+)
+from worker.settings import Settings
+from worker.store.port import EpisodeFilter
+from worker.wire.codec import record_to_json
+
+Write = Callable[[bytes], int]
+
+
+@click.group()
+def export() -> None:
+    """Write what is stored as JSON lines to standard output."""
+
+
+@export.command("records")
+@scenario_option
+@click.option("--type", "type_", help="only this record type, such as action or learn_stats")
+@click.option("--task", "task_id", help="only this task")
+@click.option("--after", type=click.IntRange(0), default=0, help="only batches above this number")
+@settings_options(*PLACES, "scenarios")
+def records(*, settings: Settings, scenario: str, type_: str | None, task_id: str | None, after: int) -> None:
+    """Every record once, in the order stored, with exactly the fields that were sent."""
+    run_async(_records(settings, one_scenario(scenario, settings), type_, task_id, after))
+
+
+async def _records(settings: Settings, scenario: str, type_: str | None, task_id: str | None, after: int) -> None:
+    write: Write = sys.stdout.buffer.write
+    async with reading_store(settings) as store:
+        async for stored in store.records(scenario, type_=type_, task_id=task_id, after=after):
+            write(record_to_json(stored.record, stored.nulls))
+            write(b"\n")
+    sys.stdout.buffer.flush()
+
+
+@export.command("episodes")
+@scenario_option
+@click.option("--learn-model", help="only episodes of this learn model")
+@settings_options(*PLACES, "scenarios")
+def episodes(*, settings: Settings, scenario: str, learn_model: str | None) -> None:
+    """Every episode with its verdict."""
+    run_async(_episodes(settings, one_scenario(scenario, settings), learn_model))
+
+
+async def _episodes(settings: Settings, scenario: str, learn_model: str | None) -> None:
+    async with reading_store(settings) as store:
+        async for episode in store.episodes(scenario, EpisodeFilter(learn_model=learn_model)):
+            sys.stdout.buffer.write(orjson.dumps(plain(episode)) + b"\n")
+    sys.stdout.buffer.flush()

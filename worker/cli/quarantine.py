@@ -1,0 +1,93 @@
+"""`swarm-worker quarantine`: what could not be stored, why, and sending it through again."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from worker.cli.common import (
+    PLACES,
+    any_scenario_option,
+    json_option,
+    print_json,
+    reading_store,
+    run_async,
+    settings_options,
+    table,
+    when,
+)
+from worker.errors import NotFound
+from worker.settings import Settings
+
+
+@click.group()
+def quarantine() -> None:
+    """List, show and replay messages that were not stored."""
+
+
+@quarantine.command("list")
+@any_scenario_option
+@click.option("--reason", help="only this reason code")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--pending", is_flag=True, help="only what was not replayed yet")
+@json_option
+@settings_options(*PLACES)
+def list_(
+    *, settings: Settings, scenario: str | None, reason: str | None, limit: int, pending: bool, as_json: bool
+) -> None:
+    """List entries, oldest first."""
+    run_async(_list(settings, scenario, reason, limit, pending, as_json))
+
+
+async def _list(
+    settings: Settings, scenario: str | None, reason: str | None, limit: int, pending: bool, as_json: bool
+) -> None:
+    async with reading_store(settings) as store:
+        entries = await store.quarantine_list(scenario, reason=reason, limit=limit, pending_only=pending)
+    if as_json:
+        print_json([{n: getattr(e, n) for n in e.__struct_fields__ if n != "body"} for e in entries])
+        return
+    table(
+        "Quarantine",
+        ("entry", "scenario", "reason", "detail", "bytes", "seen", "received", "replayed"),
+        (
+            (
+                e.entry_id,
+                e.scenario,
+                e.reason,
+                e.detail,
+                e.size,
+                e.seen,
+                when(e.received_at_ms),
+                when(e.replayed_at_ms) if e.replayed_at_ms else "",
+            )
+            for e in entries
+        ),
+        empty="The quarantine is empty.",
+    )
+
+
+@quarantine.command("show")
+@click.argument("entry_id", type=int)
+@click.option("--body", "only_body", is_flag=True, help="print the body alone, byte for byte")
+@json_option
+@settings_options(*PLACES)
+def show(*, settings: Settings, entry_id: int, only_body: bool, as_json: bool) -> None:
+    """Show one entry with its body."""
+    run_async(_show(settings, entry_id, only_body, as_json))
+
+
+async def _show(settings: Settings, entry_id: int, only_body: bool, as_json: bool) -> None:
+    async with reading_store(settings) as store:
+        entry = await store.quarantine_get(entry_id)
+    if entry is None:
+        raise NotFound(f"there is no quarantine entry {entry_id}; list them with: swarm-worker quarantine list")
+    if only_body:
+        sys.stdout.buffer.write(entry.body)
+    elif as_json:
+        print_json(entry)
+    else:
+        # repr: a hostile body must not write control sequences to the terminal.
+        rows = [(n, repr(getattr(entry, n)) if n == "body" else getattr(entry, n)) for n in entry.__struct_fields__]
+        table(f"Quarantine entry {entry_id}", ("field", "value"), rows, empty="")

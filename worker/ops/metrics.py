@@ -1,0 +1,81 @@
+"""Prometheus metrics, made of the worker's status at scrape time: one truth, and nothing to pay on the hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+#: Metric, key in the scenario's status, help. Counters count over the life of the store, so a restart does not reset them.
+_SCENARIO_COUNTERS = (
+    ("swarm_records", "records_received", "Records stored."),
+    ("swarm_batches", "batches", "Batches stored."),
+    ("swarm_duplicate_batches", "duplicate_batches", "Batches that had been stored before."),
+    ("swarm_duplicate_records", "duplicate_records", "Records that had been stored before."),
+    ("swarm_quarantined", "quarantined", "Messages and records put into quarantine."),
+    ("swarm_unknown_fields", "unknown_fields", "Fields that nobody knows, ignored."),
+    ("swarm_sessions", "sessions", "Sessions ended."),
+    ("swarm_trainings_completed", "trainings_completed", "Trainings that gave a model."),
+    ("swarm_models_applied", "models_applied", "Models applied and verified."),
+    ("swarm_trigger_errors", "trigger_errors", "Trigger evaluations that failed."),
+)
+_SCENARIO_GAUGES = (
+    ("swarm_episodes", "episodes_created", "Episodes."),
+    ("swarm_open_tasks", "open_tasks", "Tasks with records that no projection has taken yet."),
+    ("swarm_queue_messages", "queue_depth", "Messages ready in the records queue."),
+    ("swarm_consumer_up", "consumer_up", "1 while the consumer is registered."),
+    ("swarm_training_running", "training_running", "1 while a training runs."),
+    ("swarm_training_failures", "training_failures", "Failed runs in a row."),
+)
+_WORKER_COUNTERS = (
+    ("swarm_groups", "groups", "Transactions of the sink."),
+    ("swarm_commit_seconds", "commit_seconds", "Seconds spent in the sink's transactions."),
+    ("swarm_messages", "messages", "Messages taken from the queues."),
+    ("swarm_stale_deliveries", "stale", "Deliveries dropped because their channel was gone."),
+    ("swarm_events_sent", "events_sent", "Events confirmed by the broker."),
+    ("swarm_events_failed", "events_failed", "Attempts to send an event that failed."),
+    ("swarm_reconnects", "reconnects", "Broker sessions opened again."),
+)
+_WORKER_GAUGES = (
+    ("swarm_ready", "ready", "1 while the worker is ready."),
+    ("swarm_store_up", "store_up", "1 while the store takes writes."),
+    ("swarm_in_flight_messages", "in_flight", "Messages taken and not settled."),
+    ("swarm_outbox_waiting", "outbox_waiting", "Events not confirmed yet."),
+    ("swarm_outbox_oldest_seconds", "outbox_oldest_seconds", "Age of the oldest event not confirmed yet."),
+    ("swarm_started_at_seconds", "started_at_seconds", "When the worker started, Unix seconds."),
+)
+
+
+class StatusCollector(Collector):
+    """Turns the newest status into metric families."""
+
+    def __init__(self) -> None:
+        self.status: Mapping[str, Any] = {}
+
+    def collect(self) -> Iterable[Metric]:
+        """Prometheus asks; the status answers."""
+        scenarios: Mapping[str, Mapping[str, Any]] = self.status.get("scenarios", {})
+        worker: Mapping[str, Any] = self.status.get("counters", {})
+        for family, table in ((CounterMetricFamily, _SCENARIO_COUNTERS), (GaugeMetricFamily, _SCENARIO_GAUGES)):
+            for name, key, text in table:
+                metric = family(name, text, labels=["scenario"])
+                for scenario, values in scenarios.items():
+                    if values.get(key) is not None:
+                        metric.add_metric([scenario], float(values[key]))
+                yield metric
+        for family, table in ((CounterMetricFamily, _WORKER_COUNTERS), (GaugeMetricFamily, _WORKER_GAUGES)):
+            for name, key, text in table:
+                if worker.get(key) is not None:
+                    yield family(name, text, value=float(worker[key]))
+
+
+def make_registry() -> tuple[CollectorRegistry, StatusCollector]:
+    """A registry of the worker's own, so that two workers in one process (tests) do not share one."""
+    registry = CollectorRegistry()
+    collector = StatusCollector()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    return registry, collector
