@@ -31,11 +31,17 @@ class Projected(Struct, frozen=True):
 
     episodes: list[Episode]
     faults: list[Fault]
+    open_tail: bool = False
 
 
 def project_task(task: Task, models: Sequence[LearnModel]) -> Projected:
-    """The episodes that each model cuts from the task."""
-    return _collect(models, lambda model: model.build_episodes(task))
+    """The episodes that each model cuts from the task, and whether a sequence of it is still open."""
+    try:
+        open_tail = task.slices.open_tail
+    except Exception as error:  # noqa: BLE001  whatever is wrong with one task's records, the others go on
+        return Projected([], [Fault("cut", f"{type(error).__name__}: {error}")])
+    made = _collect(models, lambda model: model.build_episodes(task))
+    return Projected(made.episodes, made.faults, open_tail)
 
 
 def project_graph(graph: Graph, models: Sequence[LearnModel]) -> Projected:
