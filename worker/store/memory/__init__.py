@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from worker.clock import Clock
+from worker.store.memory.ledger import Ledger
 from worker.store.memory.maintenance import Maintenance
 from worker.store.memory.state import State
 
 
-class MemoryStore(Maintenance):
+class MemoryStore(Ledger, Maintenance):
     """`worker.store.port.Store`, gone with the process."""
 
     def __init__(self, clock: Clock) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from worker.store.sqlite.ledger_commands import CommandLedger
+from worker.store.sqlite.ledger_models import ModelRegistry
+from worker.store.sqlite.ledger_outbox import Outbox
+from worker.store.sqlite.ledger_runs import RunLedger, TriggerStates
 from worker.store.sqlite.maintenance import Maintenance
 
 
-class SqliteStore(Maintenance):
+class SqliteStore(RunLedger, TriggerStates, ModelRegistry, Outbox, CommandLedger, Maintenance):
     """`worker.store.port.Store`, role by role."""

@@ -1,0 +1,109 @@
+"""What every ledger refuses, and in which words: one place, so that no two stores differ."""
+
+from __future__ import annotations
+
+from worker.errors import DataRefused, LeaseLost, NotFound
+from worker.store.port import Deployment, Model, Run, StoredCommand
+
+ENDED = frozenset({"trained", "failed", "skipped"})
+
+
+def check_new_run(run: Run) -> None:
+    """Only a queued run is created: the others are made of it by `start_run` and `finish_run`."""
+    if run.state != "queued":
+        raise DataRefused(f"run {run.run_id}: state is {run.state!r}, but a run begins as 'queued'")
+
+
+def check_startable(run_id: str, stored: Run | None) -> Run:
+    """The stored run, which has not ended."""
+    if stored is None:
+        raise NotFound(f"there is no run {run_id}")
+    if stored.state in ENDED:
+        raise DataRefused(f"run {run_id} has ended as {stored.state!r}; create a run with another run_id and nonce")
+    return stored
+
+
+def check_alone(run_id: str, running: Run | None) -> None:
+    """One run of a scenario runs at a time; `running` is the other one."""
+    if running is not None:
+        raise DataRefused(
+            f"run {run_id} cannot start while run {running.run_id} of scenario {running.scenario} is running "
+            f"(epoch {running.epoch}); take that one over or end it first"
+        )
+
+
+def check_owned(run_id: str, stored: Run | None, *, epoch: int, lease_epoch: int | None) -> Run:
+    """The stored run, which is running and owned under `epoch`; anything else is `LeaseLost`."""
+    if stored is None:
+        raise NotFound(f"there is no run {run_id}")
+    if stored.state != "running" or stored.epoch != epoch or lease_epoch != epoch:
+        raise LeaseLost(
+            f"run {run_id} is not ours under epoch {epoch}: it is {stored.state!r} under epoch {stored.epoch}, "
+            f"the lease has epoch {lease_epoch}; drop what was computed"
+        )
+    return stored
+
+
+def check_lease(lease: str, *, held: bool, epoch: int) -> None:
+    """`LeaseLost` where the caller's epoch is not the lease's own."""
+    if not held:
+        raise LeaseLost(f"lease {lease} is not ours under epoch {epoch}; acquire it again")
+
+
+def check_end(run: Run) -> int:
+    """When the run ended, Unix ms; `DataRefused` where `run` is not the end of one."""
+    if run.state not in ENDED or run.ended_at_ms is None:
+        raise DataRefused(
+            f"run {run.run_id}: state {run.state!r} with ended_at_ms {run.ended_at_ms} is no end; "
+            f"give it one of {', '.join(sorted(ENDED))} and the time"
+        )
+    return run.ended_at_ms
+
+
+def check_new_model(model: Model, *, known: Model | None, newest_version: int) -> None:
+    """Versions of a scenario are 1, 2, 3, ... and a model is never written twice."""
+    if known is not None:
+        raise DataRefused(
+            f"model {model.model_id} is registered already as version {known.version} of scenario {known.scenario}; "
+            "the run learnt nothing new, end it as 'skipped'"
+        )
+    if model.version != newest_version + 1:
+        raise DataRefused(
+            f"model {model.model_id}: version {model.version} of scenario {model.scenario} cannot be registered, "
+            f"the next is {newest_version + 1}"
+        )
+
+
+def check_model_of(scenario: str, model_id: str, known: Model | None) -> None:
+    """Deployments and aliases of a scenario point at models of that scenario."""
+    if known is None or known.scenario != scenario:
+        raise NotFound(f"scenario {scenario} has no model {model_id}; `swarm-worker models` lists what there is")
+
+
+def changes_state(stored: Deployment, new: Deployment) -> bool:
+    """Whether `new` moves the stored deployment on. False: it is a repetition, which has no effect."""
+    if (stored.scenario, stored.model_id, stored.action) != (new.scenario, new.model_id, new.action):
+        raise DataRefused(
+            f"deployment {new.deployment_id} is the {stored.action} of model {stored.model_id} in scenario "
+            f"{stored.scenario}; another one needs an id of its own"
+        )
+    if stored.state == new.state:
+        return False
+    if stored.state != "started":
+        raise DataRefused(
+            f"deployment {new.deployment_id} has ended as {stored.state!r} and cannot become {new.state!r}; "
+            "the log only grows, append a deployment of its own"
+        )
+    return True
+
+
+def counts_as_applied(deployment: Deployment) -> bool:
+    """What `models_applied` counts: an apply that was verified, never a rollback (domain 4.15, section 7)."""
+    return deployment.action == "apply" and deployment.state == "verified"
+
+
+def check_command(command_id: str, stored: StoredCommand | None) -> StoredCommand:
+    """The stored command; only one that was accepted can end."""
+    if stored is None:
+        raise NotFound(f"there is no command {command_id}; accept it before it ends")
+    return stored
