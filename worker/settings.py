@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import ConfigurationError
+from worker.wire.names import SLUG
 
-SLUG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -73,10 +73,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SWARM_", env_file=".env", extra="ignore", frozen=True)
 
     # -- where things are
-    amqp_url: SecretStr = Field(SecretStr("amqp://guest:guest@localhost:5672/"), description="RabbitMQ, amqp:// or amqps://")
-    amqp_ca_file: Path | None = Field(None, description="CA certificates to trust instead of the system's, for amqps://")
+    amqp_url: SecretStr = Field(
+        SecretStr("amqp://guest:guest@localhost:5672/"), description="RabbitMQ, amqp:// or amqps://"
+    )
+    amqp_ca_file: Path | None = Field(
+        None, description="CA certificates to trust instead of the system's, for amqps://"
+    )
     amqp_allow_plaintext: bool = Field(False, description="allow amqp:// to a host that is not this machine")
-    topology: Literal["auto", "passive"] = Field("auto", description="auto declares broker objects; passive only checks them")
+    topology: Literal["auto", "passive"] = Field(
+        "auto", description="auto declares broker objects; passive only checks them"
+    )
     data_dir: Path = Field(default_factory=default_data_dir, description="models, runs and, by default, the store")
     store_url: str | None = Field(None, description="sqlite:///path; default <data_dir>/swarm.db")
     scenarios: CommaList = Field((), description="scenarios to serve, comma-separated")
@@ -84,7 +90,9 @@ class Settings(BaseSettings):
     scenario_options: dict[str, ScenarioOptions] = Field({}, description="JSON: settings per scenario")
 
     # -- ingest
-    prefetch: int = Field(192, ge=1, le=2000, description="unacknowledged messages per scenario (quorum queues cap at 2000)")
+    prefetch: int = Field(
+        192, ge=1, le=2000, description="unacknowledged messages per scenario (quorum queues cap at 2000)"
+    )
     batch_messages: int = Field(64, ge=1, le=2000, description="most messages in one transaction")
     batch_bytes: int = Field(4_000_000, ge=1, description="most bytes in one transaction")
     batch_age: Duration = Field(0.02, description="longest a message waits for company")
@@ -103,12 +111,18 @@ class Settings(BaseSettings):
     processor_mode: str = Field("offline", description="offline, lora or full")
     max_sessions: int = Field(20, ge=1, description="newest sessions an analysis reads")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of episodes held out for the gate")
-    gate_strategy: Literal["no_regression", "improvement", "absolute"] = Field("no_regression", description="the gate's rule")
-    gate_threshold: float | None = Field(None, gt=0, description="improvement: factor, default 1.1; absolute: rate, default 0.8")
+    gate_strategy: Literal["no_regression", "improvement", "absolute"] = Field(
+        "no_regression", description="the gate's rule"
+    )
+    gate_threshold: float | None = Field(
+        None, gt=0, description="improvement: factor, default 1.1; absolute: rate, default 0.8"
+    )
     training_timeout: PositiveDuration = Field(1800.0, description="longest a training may take")
     training_memory_mb: int = Field(2048, ge=128, description="address space of the training process")
     training_cooldown: Duration = Field(0.0, description="shortest time between two automatic runs")
-    training_backoff: PositiveDuration = Field(30.0, description="wait after the first failed run; doubles up to an hour")
+    training_backoff: PositiveDuration = Field(
+        30.0, description="wait after the first failed run; doubles up to an hour"
+    )
 
     # -- apply
     apply_mode: Literal["manual", "auto"] = Field("manual", description="auto applies what the gate blesses")
@@ -128,7 +142,9 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         for scenario in (*self.scenarios, *self.scenario_options):
             if not SLUG.fullmatch(scenario):
-                raise ValueError(f"scenarios: {scenario!r} is no scenario name; use letters, digits, - and _, at most 64")
+                raise ValueError(
+                    f"scenarios: {scenario!r} is no scenario name; use letters, digits, - and _, at most 64"
+                )
         if not SLUG.fullmatch(self.worker_id):
             raise ValueError(f"worker_id: {self.worker_id!r} is no name; use letters, digits, - and _, at most 64")
         for name in self.learn_models:

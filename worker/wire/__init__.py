@@ -1,0 +1,1 @@
+"""What travels: records, events and commands, their limits and their identity. No I/O."""

@@ -3,6 +3,9 @@
 Field names and defaults are those of swarm-engine-core 0.1.6 (`ActionRecord`, `LlmCallRecord`, ...) with the additions
 of this worker's wire contract. An optional field that was not sent is None here; its domain default is applied by the
 reader (`ActionRecord.succeeded`), so that what is stored and exported stays what was sent.
+
+The types themselves take no unknown field: that is the fast way to find out that there is one. `worker.wire.codec`
+ignores and counts them.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from msgspec import Meta, Raw, Struct
 SCHEMA_VERSION = 1
 #: Characters in any one string.
 MAX_STRING = 65_536
-INT64_MAX = 2**63 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 Text: TypeAlias = Annotated[str, Meta(max_length=MAX_STRING)]
 Slug64: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?\Z", max_length=64)]
@@ -24,30 +27,34 @@ Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 #: int64, never negative: the original's u64 and usize, kept to what every JSON reader and both stores hold.
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 #: A JSON number as sent: 1 stays 1 and 1.0 stays 1.0, so that an export equals what came in.
-Number: TypeAlias = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | float
+Number: TypeAlias = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)] | float
 Propensity: TypeAlias = Annotated[int, Meta(gt=0, le=1)] | Annotated[float, Meta(gt=0, le=1)]
 Milliseconds: TypeAlias = Count
 
 
-class Success(Struct, frozen=True, tag_field="kind", tag="success"):
+class _Outcome(Struct, frozen=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):
+    """What the four outcomes share."""
+
+
+class Success(_Outcome, frozen=True, tag="success"):
     """The goal was reached; `score` says how well, usually 0.0-1.0."""
 
     score: Number
 
 
-class Failure(Struct, frozen=True, tag_field="kind", tag="failure"):
+class Failure(_Outcome, frozen=True, tag="failure"):
     """The goal was missed."""
 
     reason: Text
 
 
-class Timeout(Struct, frozen=True, tag_field="kind", tag="timeout"):
+class Timeout(_Outcome, frozen=True, tag="timeout"):
     """Time ran out; `partial_score` is what was reached by then, if known."""
 
     partial_score: Number | None = None
 
 
-class Unknown(Struct, frozen=True, tag_field="kind", tag="unknown"):
+class Unknown(_Outcome, frozen=True, tag="unknown"):
     """Nobody said. Never enters a rate."""
 
 
@@ -65,7 +72,11 @@ def score_of(outcome: Outcome) -> float:
             return 0.0
 
 
-class ActionRecord(Struct, tag_field="type", tag="action", omit_defaults=True, gc=False):
+class _Record(Struct, tag_field="type", omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """What the five record types share."""
+
+
+class ActionRecord(_Record, tag="action"):
     """One step of one swarm worker. Identity: `(task_id, event_id)` where `event_id` is given."""
 
     task_id: Key
@@ -99,7 +110,7 @@ class ActionRecord(Struct, tag_field="type", tag="action", omit_defaults=True, g
         return self.success is not False
 
 
-class LlmCallRecord(Struct, tag_field="type", tag="llm", omit_defaults=True, gc=False):
+class LlmCallRecord(_Record, tag="llm"):
     """One call of a language model. `call_type` is `decide` or `call_raw` in the original."""
 
     call_type: Text
@@ -117,7 +128,7 @@ class LlmCallRecord(Struct, tag_field="type", tag="llm", omit_defaults=True, gc=
     record_id: Key | None = None
 
 
-class DependencyGraphRecord(Struct, tag_field="type", tag="dependency_graph", omit_defaults=True, gc=False):
+class DependencyGraphRecord(_Record, tag="dependency_graph"):
     """An inferred order of actions: which discover, which do not, and the prompt that gave it."""
 
     prompt: Text
@@ -135,7 +146,7 @@ class DependencyGraphRecord(Struct, tag_field="type", tag="dependency_graph", om
     record_id: Key | None = None
 
 
-class StrategyAdviceRecord(Struct, tag_field="type", tag="strategy_advice", omit_defaults=True, gc=False):
+class StrategyAdviceRecord(_Record, tag="strategy_advice"):
     """What an advisor said about the selection strategy."""
 
     timestamp_ms: Milliseconds
@@ -156,7 +167,7 @@ class StrategyAdviceRecord(Struct, tag_field="type", tag="strategy_advice", omit
     record_id: Key | None = None
 
 
-class LearnStatsRecord(Struct, tag_field="type", tag="learn_stats", omit_defaults=True, gc=False):
+class LearnStatsRecord(_Record, tag="learn_stats"):
     """The end of one session: its statistics and its outcome. Identity: `session_id`.
 
     `stats_json` is kept as sent, JSON text or an object; `worker.learning` reads it.
@@ -197,7 +208,8 @@ class Batch(Struct):
     identity: BatchIdentity
     content_hash: bytes  # SHA-256 of the body after decompression, 32 bytes
     records: list[Record]
-    #: Per record, a bit for each field (in struct order) that was sent as an explicit null; None when no record had one.
+    #: Per record, a bit for each field (in struct order) that was sent as an explicit null, and one more for the
+    #: `partial_score` of its outcome; None when no record had one.
     nulls: list[int] | None
     #: Extra fields that nobody knows, in the whole batch: ignored and counted.
     unknown_fields: int
