@@ -24,6 +24,7 @@ STORES: dict[str, Callable[[Path], str]] = {
 }
 
 NewStore: TypeAlias = Callable[[], AbstractAsyncContextManager[Store]]
+Reopen: TypeAlias = Callable[[Store], AbstractAsyncContextManager[Store]]
 
 
 @pytest.fixture
@@ -59,3 +60,21 @@ async def store(new_store: NewStore) -> AsyncIterator[Store]:
     """One fresh open store."""
     async with new_store() as opened:
         yield opened
+
+
+@pytest.fixture
+def reopen(clock: ManualClock) -> Reopen:
+    """Closes a store and opens it again, as a restart does; the store in memory lives as long as its object."""
+
+    @asynccontextmanager
+    async def close_and_open(store: Store) -> AsyncIterator[Store]:
+        path = (await store.describe())["path"]
+        await store.close()
+        again = store if path is None else open_store(f"sqlite://{path}", clock)
+        await again.open()
+        try:
+            yield again
+        finally:
+            await again.close()
+
+    return close_and_open
