@@ -34,6 +34,11 @@ class BrokerRefused(WorkerError):
 class PublishFailed(WorkerError):
     """A message was not confirmed by the broker; it must be kept and sent again."""
 
+    def __init__(self, message: str = "", *, reason: str = "unknown") -> None:
+        super().__init__(message)
+        #: `returned` (no queue takes it), `nacked` (queue full), `refused`, `timeout`, `no_connection`.
+        self.reason = reason
+
 
 class StoreError(WorkerError):
     """The store failed; nothing of the transaction was kept, so the same work may be tried again."""

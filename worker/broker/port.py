@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -87,3 +87,27 @@ class ControlMessage(Protocol):
     def headers(self) -> Mapping[str, str]: ...
 
     async def ack(self) -> None: ...
+
+
+class Subscription(Protocol):
+    """Deliveries of one scenario, put into the inbox it was made with."""
+
+    async def start(self) -> None:
+        """Consume. Raises `BrokerRefused` where retrying cannot help."""
+        ...
+
+    async def pause(self) -> None:
+        """Take no more deliveries; those in hand can still be settled."""
+        ...
+
+    async def resume(self) -> None:
+        """Take deliveries again."""
+        ...
+
+    async def stop(self) -> None:
+        """Let go; what is not settled is redelivered."""
+        ...
+
+    async def ack_many(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledge a group of this subscription's deliveries in few frames; stale and settled ones are passed over."""
+        ...

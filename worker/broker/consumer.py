@@ -1,0 +1,252 @@
+"""A consumer that is brought back after every loss, on a channel of its own, and knows which deliveries are still its.
+
+The client library runs callbacks as tasks of the channel and cancels them when it closes (measured), so `on_message` only
+hands over. Each new channel is a new `Link` with a new generation; deliveries hold theirs and are stale once it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+
+import structlog
+from aiormq import spec
+from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.channel import Channel
+
+from worker.broker.faults import BROKER_ERRORS, channel_refusal, describe
+from worker.broker.session import Session
+from worker.errors import BrokerRefused
+
+log = structlog.get_logger(__name__)
+
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 10.0
+#: Refusals in a row after the start before we give up: a queue whose node is restarting also answers "not found".
+_REFUSALS_ALLOWED = 6
+
+
+class Link:
+    """One channel's life: what is outstanding on it, and settling that."""
+
+    __slots__ = ("channel", "generation", "outstanding", "retired", "tags")
+
+    def __init__(self, channel: Channel, generation: int) -> None:
+        self.channel = channel
+        self.generation = generation
+        self.retired = False
+        #: Delivery tags not settled yet, oldest first.
+        self.outstanding: dict[int, None] = {}
+        #: Consumer tag by queue.
+        self.tags: dict[str, str] = {}
+
+    @property
+    def gone(self) -> bool:
+        """Whether the broker has taken back what was outstanding here."""
+        return self.retired or self.channel.is_closed
+
+    async def ack(self, tags: Iterable[int], timeout: float) -> None:
+        """Acknowledge; cumulatively as far as `tags` are the oldest outstanding, singly for the rest, in one write.
+
+        Tags settled before are ignored: acknowledging one twice would close the channel.
+        """
+        wanted = self.outstanding.keys() & tags
+        if not wanted or self.gone:
+            return
+        upto = 0
+        prefix = 0
+        for tag in self.outstanding:
+            if tag not in wanted:
+                break
+            upto = tag
+            prefix += 1
+        frames = [spec.Basic.Ack(upto, multiple=prefix > 1)] if prefix else []
+        frames += [spec.Basic.Ack(tag) for tag in sorted(wanted) if tag > upto]
+        for tag in wanted:
+            del self.outstanding[tag]
+        await self._send(frames, timeout)
+
+    async def give_back(self, tag: int, timeout: float) -> None:
+        """Return one to its queue. Nack, not reject: from RabbitMQ 4.3 it does not count towards the delivery limit."""
+        if tag in self.outstanding and not self.gone:
+            del self.outstanding[tag]
+            await self._send([spec.Basic.Nack(tag, requeue=True)], timeout)
+
+    async def _send(self, frames: list[spec.Basic.Ack] | list[spec.Basic.Nack], timeout: float) -> None:
+        frame = ChannelFrame.marshall(self.channel.number, frames)
+        queue = self.channel.write_queue
+        try:
+            if queue.full():
+                async with asyncio.timeout(timeout):
+                    await queue.put(frame)
+            else:
+                queue.put_nowait(frame)
+        except TimeoutError:
+            # The socket does not take even an ack: the connection is as good as lost, and so are these acks.
+            log.warning("ack_not_sent", generation=self.generation)
+            self.retired = True
+
+
+class Consumer:
+    """Consumes queues on one channel. `prepare` declares what is needed and names the queues, before each (re)start."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        name: str,
+        prepare: Callable[[], Awaitable[list[str]]],
+        on_message: Callable[[Link, DeliveredMessage], None],
+        prefetch: int,
+    ) -> None:
+        self.name = name
+        self.link: Link | None = None
+        self.restarts = -1
+        self.paused = False
+        #: Loop time since which the present consumer has been registered and unpaused.
+        self.consuming_since = 0.0
+        self._session = session
+        self._prepare = prepare
+        self._on_message = on_message
+        self._prefetch = prefetch
+        self._lost = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._keeper: asyncio.Task[None] | None = None
+        self._queues: list[str] = []
+        self._refusal: BrokerRefused | None = None
+
+    @property
+    def consuming(self) -> bool:
+        """Whether, as far as we know, the broker has our consumer registered."""
+        return self.link is not None and not self.link.gone and bool(self.link.tags) and not self.paused
+
+    async def start(self) -> None:
+        """Register the consumer. Raises `BrokerRefused`, or one of `faults.BROKER_ERRORS`."""
+        await self._establish()
+        self._keeper = asyncio.create_task(self._keep(), name=f"consumer-{self.name}")
+
+    async def pause(self) -> None:
+        """Take no more deliveries; those in hand can still be settled."""
+        async with self._lock:
+            if self.paused:
+                return
+            self.paused = True
+            link = self.link
+            if link is None or link.gone:
+                return
+            tags, link.tags = link.tags, {}
+            try:
+                for tag in tags.values():
+                    await link.channel.basic_cancel(tag, timeout=self._session.call_timeout)
+            except BROKER_ERRORS as error:
+                log.info("consumer_not_paused", consumer=self.name, reason=describe(error))
+                self.rebuild()
+
+    async def resume(self) -> None:
+        """Take deliveries again."""
+        async with self._lock:
+            if not self.paused:
+                return
+            self.paused = False
+            link = self.link
+            if link is None or link.gone:
+                self.rebuild()
+                return
+            try:
+                await self._consume(link)
+            except BROKER_ERRORS as error:
+                log.info("consumer_not_resumed", consumer=self.name, reason=describe(error))
+                self.rebuild()
+
+    def rebuild(self) -> None:
+        """Give the channel up and start over; the broker redelivers what was outstanding."""
+        self._lost.set()
+
+    async def stop(self) -> None:
+        """Close the channel; what is unsettled goes back to its queue. Pause first and settle, to lose no work."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+        await self._retire()
+
+    async def _keep(self) -> None:
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            await self._retire()
+            pause = _FIRST_PAUSE
+            refusals = 0
+            while not await self._restored():
+                refusals = refusals + 1 if self._refusal is not None else 0
+                if self._refusal is not None and refusals >= _REFUSALS_ALLOWED:
+                    self._session.fail(self._refusal)
+                    return
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+                pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def _restored(self) -> bool:
+        self._refusal = None
+        try:
+            await self._establish()
+        except BrokerRefused as refusal:
+            self._refusal = refusal
+            log.warning("consumer_refused", consumer=self.name, error=str(refusal))
+            return False
+        except BROKER_ERRORS as error:
+            log.warning("consumer_not_restored", consumer=self.name, error=describe(error))
+            return False
+        return True
+
+    async def _establish(self) -> None:
+        async with self._lock:
+            self._queues = await self._prepare()
+            channel = await self._session.open_channel()
+            link = self.link = Link(channel, self._session.generation)
+            self._watch(link)
+            try:
+                await channel.basic_qos(prefetch_count=self._prefetch, timeout=self._session.call_timeout)
+                if not self.paused:
+                    await self._consume(link)
+            except BROKER_ERRORS as error:
+                await self._retire()
+                refusal = channel_refusal(error, f"cannot consume {', '.join(self._queues)}")
+                if refusal is not None:
+                    raise refusal from error
+                raise
+            self.restarts += 1
+            log.info("consumer_started", consumer=self.name, queues=self._queues, generation=link.generation)
+
+    def _watch(self, link: Link) -> None:
+        """Hear of the end of this link, and of this one only: news of an older one must not end a newer one."""
+
+        def lost(_: object) -> None:
+            if self.link is link:
+                log.warning("consumer_lost", consumer=self.name, generation=link.generation)
+                self._lost.set()
+
+        link.channel.on_consumer_cancel_callbacks.add(lost)
+        link.channel.closing.add_done_callback(lost)
+
+    async def _consume(self, link: Link) -> None:
+        async def on_message(message: DeliveredMessage) -> None:
+            tag = message.delivery_tag
+            if tag is not None and not link.retired:
+                link.outstanding[tag] = None
+                self._on_message(link, message)
+
+        for queue in self._queues:
+            answer = await link.channel.basic_consume(queue, on_message, timeout=self._session.call_timeout)
+            link.tags[queue] = str(answer.consumer_tag)
+        self.consuming_since = asyncio.get_running_loop().time()
+
+    async def _retire(self) -> None:
+        link, self.link = self.link, None
+        if link is None:
+            return
+        link.retired = True
+        with suppress(*BROKER_ERRORS):
+            await link.channel.close(timeout=self._session.call_timeout)

@@ -1,0 +1,73 @@
+"""What the client library raises, sorted into what may pass and what will not."""
+
+from __future__ import annotations
+
+import ssl
+
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelClosed,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionClosed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
+from pamqp.exceptions import PAMQPException
+
+from worker.errors import BrokerRefused
+
+#: Everything a broker call may raise; `OSError` includes `TimeoutError`, `RuntimeError` the client's "channel closed".
+BROKER_ERRORS = (AMQPError, OSError, RuntimeError, PAMQPException)
+
+_NOT_ALLOWED = 530
+_ACCESS_REFUSED = 403
+_CHANNEL_REFUSALS = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed)
+
+
+def describe(error: BaseException) -> str:
+    """One line for people: the broker's own words where it said some."""
+    if isinstance(error, TimeoutError):
+        return str(error) or "no answer in time"
+    texts = [str(part) for part in error.args if part not in (None, "")]
+    return ", ".join(texts) or type(error).__name__
+
+
+def connection_refusal(error: BaseException, masked: str) -> BrokerRefused | None:
+    """`BrokerRefused` where connecting again cannot help (credentials, virtual host, certificate), else None."""
+    cause = error.__cause__
+    if isinstance(error, ssl.SSLCertVerificationError) or isinstance(cause, ssl.SSLCertVerificationError):
+        return BrokerRefused(
+            f"the certificate of {masked} cannot be trusted: {describe(error)}; name its CA with SWARM_AMQP_CA_FILE"
+        )
+    if isinstance(error, AuthenticationError | ProbableAuthenticationError):
+        return BrokerRefused(
+            f"the broker refuses the credentials of {masked}: {describe(error)}; check user, password and virtual host in SWARM_AMQP_URL"
+        )
+    if isinstance(error, ConnectionNotAllowed) or (
+        isinstance(error, ConnectionClosed) and error.args and error.args[0] in (_NOT_ALLOWED, _ACCESS_REFUSED)
+    ):
+        return BrokerRefused(
+            f"the broker refuses {masked}: {describe(error)}; check the virtual host in SWARM_AMQP_URL and the user's permissions"
+        )
+    return None
+
+
+def channel_refusal(error: BaseException, doing: str) -> BrokerRefused | None:
+    """`BrokerRefused` where the broker closed the channel with 403, 404 or 406, else None."""
+    if isinstance(error, _CHANNEL_REFUSALS):
+        cure = {
+            ChannelAccessRefused: "give the user of SWARM_AMQP_URL the permission",
+            ChannelNotFoundEntity: "create it, or let SWARM_TOPOLOGY=auto do so",
+            ChannelPreconditionFailed: "make both sides agree",
+        }[type(error)]
+        return BrokerRefused(f"{doing}: {describe(error)}; {cure}")
+    return None
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether the channel went away under the call (and with it, on a consuming channel, what was unacknowledged)."""
+    return isinstance(error, ChannelInvalidStateError | ChannelClosed | ConnectionClosed)

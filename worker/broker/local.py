@@ -1,0 +1,192 @@
+"""A broker to work with on this machine: found where one is, started where none is, gone afterwards.
+
+`python -m worker.broker.local -- COMMAND...` runs COMMAND with SWARM_AMQP_URL set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.broker.private_server import control_command, find_server, free_port, server_environment
+from worker.broker.probe import handshake, wait_until_up
+from worker.broker.url import parse_amqp_url
+from worker.errors import BrokerRefused, BrokerUnreachable
+
+LOCALHOST = "amqp://guest:guest@localhost:5672/"
+DEFAULT_IMAGE = "rabbitmq:4"
+_START_TIMEOUT = 90.0
+_PULL_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalBroker:
+    """A broker that answers, and how it was come by."""
+
+    url: str
+    found: str
+    #: Command line in front of `rabbitmqctl`'s own arguments, where this broker can be administered; else empty.
+    control: tuple[str, ...] = ()
+    control_environment: dict[str, str] | None = None
+
+
+@contextlib.contextmanager
+def local_broker(*, use_docker: bool = True) -> Iterator[LocalBroker]:
+    """SWARM_AMQP_URL, else RabbitMQ on localhost, else one in Docker, else a private server; cleans up what it started.
+
+    From asyncio, enter it in a thread: starting takes seconds.
+
+    Raises `BrokerUnreachable` where none is found and none can be started, saying what to install.
+    """
+    given = os.environ.get("SWARM_AMQP_URL")
+    if given:
+        yield _given(given)
+    elif _answers(LOCALHOST):
+        yield LocalBroker(url=LOCALHOST, found="RabbitMQ on localhost:5672")
+    else:
+        with _docker_broker() if use_docker and docker_image() else private_broker() as broker:
+            yield broker
+
+
+def docker_image() -> str | None:
+    """The image to run (RABBITMQ_IMAGE) where a Docker engine answers and has it or can pull it."""
+    if not shutil.which("docker") or not _succeeds(["docker", "info", "--format", "{{.ServerVersion}}"], 10):
+        return None
+    image = os.environ.get("RABBITMQ_IMAGE", DEFAULT_IMAGE)
+    if _succeeds(["docker", "image", "inspect", image], 10):
+        return image
+    _say(f"pulling {image}")
+    return image if _succeeds(["docker", "pull", "--quiet", image], _PULL_TIMEOUT) else None
+
+
+@contextlib.contextmanager
+def private_broker() -> Iterator[LocalBroker]:
+    """A RabbitMQ server of our own on a free loopback port."""
+    server = find_server() or _install_server()
+    directory = Path(tempfile.mkdtemp(prefix="swarm-rabbitmq-"))
+    port = free_port()
+    command = [sys.executable, "-m", "worker.broker.private_server", str(directory), str(port)]
+    with _guarded(command) as guardian:
+        url = f"amqp://guest:guest@127.0.0.1:{port}/"
+        version = _wait(url, guardian, directory / "console.log")
+        yield LocalBroker(
+            url=url,
+            found=f"a private RabbitMQ {version} on port {port}",
+            control=(control_command(server),),
+            control_environment=server_environment(directory),
+        )
+
+
+@contextlib.contextmanager
+def _docker_broker() -> Iterator[LocalBroker]:
+    image = os.environ.get("RABBITMQ_IMAGE", DEFAULT_IMAGE)
+    port = free_port()
+    name = f"swarm-rabbitmq-{port}"
+    # The shell outlives us by the moment it takes to read the end of its input, and removes the container.
+    script = 'docker run --rm --name "$1" -p "127.0.0.1:$2:5672" "$3" >/dev/null 2>&1 & cat >/dev/null; docker rm -f "$1" >/dev/null 2>&1'
+    with _guarded(["/bin/sh", "-c", script, "sh", name, str(port), image]) as guardian:
+        # The official image lets guest in from everywhere.
+        url = f"amqp://guest:guest@127.0.0.1:{port}/"
+        version = _wait(url, guardian, None)
+        yield LocalBroker(
+            url=url,
+            found=f"RabbitMQ {version} in Docker ({image}) on port {port}",
+            control=("docker", "exec", name, "rabbitmqctl"),
+        )
+
+
+@contextlib.contextmanager
+def _guarded(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends, with all it started, when its standard input ends: with this block, or with our death."""
+    guardian = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield guardian
+    finally:
+        guardian.communicate(timeout=30)
+
+
+def _wait(url: str, guardian: subprocess.Popen[bytes], console: Path | None) -> str:
+    try:
+        return wait_until_up(parse_amqp_url(url), timeout=_START_TIMEOUT, still_alive=lambda: guardian.poll() is None)
+    except TimeoutError as error:
+        said = console.read_text(errors="replace")[-2000:] if console and console.exists() else ""
+        raise BrokerUnreachable(f"the broker did not start: {error}\n{said}") from error
+
+
+def _given(url: str) -> LocalBroker:
+    allow = os.environ.get("SWARM_AMQP_ALLOW_PLAINTEXT", "").lower() in {"1", "true", "yes", "on"}
+    ca_file = os.environ.get("SWARM_AMQP_CA_FILE")
+    target = parse_amqp_url(url, ca_file=Path(ca_file) if ca_file else None, allow_plaintext=allow)
+    try:
+        handshake(target, timeout=10)
+    except PermissionError as error:
+        raise BrokerRefused(f"SWARM_AMQP_URL: {error}") from error
+    except OSError as error:
+        raise BrokerUnreachable(f"SWARM_AMQP_URL is set, but no broker answers at {target.masked}: {error}") from error
+    return LocalBroker(url=url, found=f"SWARM_AMQP_URL ({target.masked})")
+
+
+def _answers(url: str) -> bool:
+    try:
+        handshake(parse_amqp_url(url), timeout=1)
+    except OSError:
+        return False
+    return True
+
+
+def _install_server() -> Path:
+    """Debian's package, where we may; `BrokerUnreachable` with what to do where we may not."""
+    cure = "install RabbitMQ (Debian: apt-get install rabbitmq-server), start Docker, or set SWARM_AMQP_URL"
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise BrokerUnreachable(f"no RabbitMQ is here; {cure}")
+    _say("installing rabbitmq-server with apt-get")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "rabbitmq-server"]
+    for command in (["apt-get", "update", "-qq"], install):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+        if done.returncode != 0:
+            raise BrokerUnreachable(f"`{' '.join(command)}` failed: {done.stderr.strip()[-500:]}; {cure}")
+    server = find_server()
+    if server is None:
+        raise BrokerUnreachable(f"rabbitmq-server was installed but is not where it is expected; {cure}")
+    return server
+
+
+def _succeeds(command: list[str], timeout: float) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=timeout).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"broker: {text}\n")
+    sys.stderr.flush()
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command beside a broker; its exit status is ours."""
+    command = arguments[1:] if arguments[:1] == ["--"] else arguments
+    if not command:
+        sys.stderr.write("usage: python -m worker.broker.local -- COMMAND...\n")
+        return 64
+    try:
+        with local_broker() as broker:
+            _say(f"using {broker.found}")
+            return subprocess.run(command, env={**os.environ, "SWARM_AMQP_URL": broker.url}, check=False).returncode
+    except (BrokerRefused, BrokerUnreachable) as error:
+        _say(str(error))
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
