@@ -1,0 +1,1 @@
+"""Many deliveries become one transaction and many acknowledgements; what cannot be stored becomes quarantine."""
