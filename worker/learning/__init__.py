@@ -1,0 +1,1 @@
+"""Statistics, snapshots, the offline analysis, triggers and validation. Pure."""
