@@ -386,6 +386,21 @@ async def test_an_end_that_is_refused_halfway_leaves_no_trace(store: Store) -> N
     assert (await store.facts("S")).trainings_completed == 1
 
 
+@pytest.mark.parametrize(
+    "foreign", ["model of another run", "model of another scenario", "trigger of another scenario"]
+)
+async def test_an_end_writes_nothing_about_another_run_or_scenario(store: Store, foreign: str) -> None:
+    run = await running(store)
+    before = await everything(store)
+    model = learnt(run_id="r9") if foreign == "model of another run" else learnt()
+    if foreign == "model of another scenario":
+        model = learnt(scenario="T")
+    state = TriggerState(scenario="T" if foreign == "trigger of another scenario" else "S")
+    with pytest.raises(DataRefused, match="r1"):
+        await finish(store, ended(run), model, state, [told()])
+    assert await everything(store) == before
+
+
 @pytest.mark.parametrize("state", ["failed", "skipped"])
 async def test_a_run_without_success_counts_as_no_training(store: Store, state: Literal["failed", "skipped"]) -> None:
     run = ended(await running(store), state, reason="no data", progress=0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.errors import DataRefused, LeaseLost, NotFound
-from worker.store.port import Deployment, Model, Run, StoredCommand
+from worker.store.port import Deployment, Model, Run, StoredCommand, TriggerState
 
 ENDED = frozenset({"trained", "failed", "skipped"})
 
@@ -58,6 +58,19 @@ def check_end(run: Run) -> int:
             f"give it one of {', '.join(sorted(ENDED))} and the time"
         )
     return run.ended_at_ms
+
+
+def check_belongs(run: Run, model: Model | None, trigger_state: TriggerState | None) -> None:
+    """What an end of a run writes beside it is about that run and its scenario."""
+    if model is not None and (model.scenario, model.run_id) != (run.scenario, run.run_id):
+        raise DataRefused(
+            f"model {model.model_id} names run {model.run_id} of scenario {model.scenario}, but it is run {run.run_id} "
+            f"of scenario {run.scenario} that ends; give the model the run's own"
+        )
+    if trigger_state is not None and trigger_state.scenario != run.scenario:
+        raise DataRefused(
+            f"run {run.run_id} of scenario {run.scenario} cannot move the trigger of scenario {trigger_state.scenario}"
+        )
 
 
 def check_new_model(model: Model, *, known: Model | None, newest_version: int) -> None:

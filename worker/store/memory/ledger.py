@@ -132,6 +132,7 @@ class Ledger(Role):
         stored = rules.check_owned(
             run.run_id, self._runs.get(run.run_id), epoch=run.epoch, lease_epoch=self._epoch(lease)
         )
+        rules.check_belongs(stored, model, trigger_state)
         if model is not None:
             rules.check_new_model(
                 model, known=self._models.get(model.model_id), newest_version=self._newest_version(model.scenario)
@@ -144,7 +145,7 @@ class Ledger(Role):
         if trigger_state is not None:
             self._trigger_states[trigger_state.scenario] = kept(trigger_state)
         if run.state == "trained":
-            self._state.facts(run.scenario).trainings_completed += 1
+            self._state.facts(stored.scenario).trainings_completed += 1
         self._queue(events)
 
     async def requeue_run(self, run_id: str, *, epoch: int, reason: str) -> None:

@@ -82,7 +82,10 @@ class RunLedger(Role):
 
         def finish(connection: sqlite3.Connection) -> None:
             lease_epoch = value(connection, "lease_epoch", name=lease)
-            rules.check_owned(run.run_id, _run(connection, run.run_id), epoch=run.epoch, lease_epoch=lease_epoch)
+            stored = rules.check_owned(
+                run.run_id, _run(connection, run.run_id), epoch=run.epoch, lease_epoch=lease_epoch
+            )
+            rules.check_belongs(stored, model, trigger_state)
             change(
                 connection,
                 "finish_run",
@@ -99,7 +102,7 @@ class RunLedger(Role):
             if trigger_state is not None:
                 change(connection, "save_trigger_state", **to_row(trigger_state))
             if run.state == "trained":
-                change(connection, "count_training", scenario_no=scenario_number(connection, run.scenario))
+                change(connection, "count_training", scenario_no=scenario_number(connection, stored.scenario))
             add_events(connection, events)
 
         await self._database.write(finish)
