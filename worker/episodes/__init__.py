@@ -1,0 +1,1 @@
+"""The learn models: they cut, judge and convert. Pure functions of records."""
