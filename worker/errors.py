@@ -36,7 +36,7 @@ class PublishFailed(WorkerError):
 
     def __init__(self, message: str = "", *, reason: str = "unknown") -> None:
         super().__init__(message)
-        #: `returned` (no queue takes it), `nacked` (queue full), `refused`, `timeout`, `no_connection`.
+        #: `returned` (no queue takes it), `no_exchange`, `nacked` (queue full), `refused`, `timeout`, `no_connection`.
         self.reason = reason
 
 
@@ -70,3 +70,9 @@ class ApplyFailed(WorkerError):
 
 class NotFound(WorkerError):
     """There is nothing under this name."""
+
+
+class NoAnswer(WorkerError):
+    """No worker answered in time; the command may still be carried out."""
+
+    exit_code = 75

@@ -90,7 +90,10 @@ class Link:
 
 
 class Consumer:
-    """Consumes queues on one channel. `prepare` declares what is needed and names the queues, before each (re)start."""
+    """Consumes queues on one channel. `prepare` declares what is needed and names the queues, before each (re)start.
+
+    `on_message` must not fail and must not wait.
+    """
 
     def __init__(
         self,
@@ -100,6 +103,7 @@ class Consumer:
         prepare: Callable[[], Awaitable[list[str]]],
         on_message: Callable[[Link, DeliveredMessage], None],
         prefetch: int,
+        no_ack: bool = False,
     ) -> None:
         self.name = name
         self.link: Link | None = None
@@ -111,6 +115,7 @@ class Consumer:
         self._prepare = prepare
         self._on_message = on_message
         self._prefetch = prefetch
+        self._no_ack = no_ack
         self._lost = asyncio.Event()
         self._lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
@@ -173,6 +178,17 @@ class Consumer:
             self._keeper = None
         await self._retire()
 
+    async def delete_queue(self, queue: str) -> None:
+        """Delete one of our queues with what is in it; quietly, since it goes by itself later where this fails."""
+        link = self.link
+        if link is None or link.gone or queue not in link.tags:
+            return
+        link.tags.pop(queue)
+        try:
+            await link.channel.queue_delete(queue, timeout=self._session.call_timeout)
+        except BROKER_ERRORS as error:
+            log.info("queue_not_deleted", queue=queue, error=describe(error))
+
     async def _keep(self) -> None:
         while True:
             await self._lost.wait()
@@ -228,18 +244,26 @@ class Consumer:
                 log.warning("consumer_lost", consumer=self.name, generation=link.generation)
                 self._lost.set()
 
-        link.channel.on_consumer_cancel_callbacks.add(lost)
+        def cancelled(frame: spec.Basic.Cancel) -> None:
+            if frame.consumer_tag in link.tags.values():
+                lost(frame)
+
+        link.channel.on_consumer_cancel_callbacks.add(cancelled)
         link.channel.closing.add_done_callback(lost)
 
     async def _consume(self, link: Link) -> None:
         async def on_message(message: DeliveredMessage) -> None:
             tag = message.delivery_tag
-            if tag is not None and not link.retired:
+            if tag is None or link.retired:
+                return
+            if not self._no_ack:
                 link.outstanding[tag] = None
-                self._on_message(link, message)
+            self._on_message(link, message)
 
         for queue in self._queues:
-            answer = await link.channel.basic_consume(queue, on_message, timeout=self._session.call_timeout)
+            answer = await link.channel.basic_consume(
+                queue, on_message, no_ack=self._no_ack, timeout=self._session.call_timeout
+            )
             link.tags[queue] = str(answer.consumer_tag)
         self.consuming_since = asyncio.get_running_loop().time()
 

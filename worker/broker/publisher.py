@@ -17,7 +17,6 @@ from aiormq.exceptions import (
     DeliveryError,
     PublishError,
 )
-
 from pamqp.common import FieldValue
 
 from worker.broker.faults import BROKER_ERRORS, describe
@@ -104,7 +103,10 @@ class RabbitPublisher:
         except DeliveryError as error:
             self.stats.nacked += 1
             raise PublishFailed(f"the queue refuses more, {where}; send it again later", reason="nacked") from error
-        except (ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed) as error:
+        except ChannelNotFoundEntity as error:
+            self.stats.returned += 1
+            raise PublishFailed(f"the exchange does not exist: {where}", reason="no_exchange") from error
+        except (ChannelAccessRefused, ChannelPreconditionFailed) as error:
             self.stats.failed += 1
             raise PublishFailed(f"the broker refuses it: {describe(error)}; {where}", reason="refused") from error
         except TimeoutError:

@@ -1,0 +1,160 @@
+"""The operator's side of control: send a command, follow what the workers answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from aiormq.abc import DeliveredMessage
+from msgspec import Struct
+
+from worker.broker.consumer import Consumer, Link
+from worker.broker.inbound import RabbitMessage
+from worker.broker.port import OutgoingMessage
+from worker.broker.publisher import RabbitPublisher
+from worker.broker.session import Session
+from worker.broker.topology import CONTROL_EXCHANGE, ensure_topology, reply_queue, temporary_queue
+from worker.errors import BrokerRefused, NoAnswer, NotFound, PublishFailed
+
+log = structlog.get_logger(__name__)
+
+_REPLIES_EXPIRE_MS = 60_000
+_PREFETCH = 100
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 3.0
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """One worker's answer. `accepted` announces another; the rest are final."""
+
+    command_id: str
+    status: Literal["accepted", "done", "refused", "failed"]
+    result: dict[str, Any] = {}
+    error: str | None = None
+    #: Who answered; from the message's headers.
+    worker: str = ""
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing follows."""
+        return self.status != "accepted"
+
+
+#: Given the message, the headers to send with it: its signature.
+Sign = Callable[[OutgoingMessage], Mapping[str, str]]
+
+
+class ControlClient:
+    """`await start()`, then `send(...)` as often as you like, then `await close()`."""
+
+    def __init__(self, session: Session, *, client_id: str, sign: Sign | None = None) -> None:
+        self.reply_to = reply_queue(client_id)
+        self._session = session
+        self._sign = sign
+        self._publisher = RabbitPublisher(session)
+        #: By command id; None in the queue means that the connection was lost meanwhile.
+        self._waiting: dict[str, asyncio.Queue[Reply | None]] = {}
+        self._consumer = Consumer(
+            session,
+            name=self.reply_to,
+            prepare=self._prepare,
+            on_message=self._on_message,
+            prefetch=_PREFETCH,
+            no_ack=True,
+        )
+
+    async def start(self) -> None:
+        """Make the queue for answers. Raises `BrokerRefused`, or one of `faults.BROKER_ERRORS`."""
+        await self._consumer.start()
+
+    async def close(self) -> None:
+        """Delete the queue for answers."""
+        await self._consumer.delete_queue(self.reply_to)
+        await self._consumer.stop()
+        await self._publisher.close()
+
+    async def send(
+        self, *, routing_key: str, command_id: str, body: bytes, timeout: float, workers: int | None = 1
+    ) -> AsyncIterator[Reply]:
+        """Send a command to `swarm.control`; yields answers until `workers` of them were final.
+
+        With `workers=None` (how many there are is not known) it listens until `timeout` and ends quietly if anybody answered.
+        The same command is sent again after a loss of the connection: its id makes that safe.
+
+        Raises `NotFound` where nobody listens, `NoAnswer` after `timeout` seconds, `BrokerRefused` without permission.
+        """
+        message = OutgoingMessage(
+            exchange=CONTROL_EXCHANGE,
+            routing_key=routing_key,
+            body=body,
+            message_id=command_id,
+            correlation_id=command_id,
+            reply_to=self.reply_to,
+            type="swarm.command",
+        )
+        if self._sign is not None:
+            message = msgspec.structs.replace(message, headers=dict(self._sign(message)))
+        answers: asyncio.Queue[Reply | None] = asyncio.Queue()
+        self._waiting[command_id] = answers
+        seen: set[tuple[str, str]] = set()
+        finals = 0
+        deadline = asyncio.get_running_loop().time() + timeout
+        resend = True
+        try:
+            while workers is None or finals < workers:
+                # Never around the yield: a timeout there would strike at whatever our caller is doing.
+                async with asyncio.timeout_at(deadline):
+                    if resend:
+                        await self._send(message)
+                    reply = await answers.get()
+                resend = reply is None
+                if reply is not None and (reply.worker, reply.status) not in seen:
+                    seen.add((reply.worker, reply.status))
+                    finals += reply.final
+                    yield reply
+        except TimeoutError as error:
+            if workers is not None or not finals:
+                hint = (
+                    "it was accepted and may still be carried out" if seen else "is a worker of this scenario running?"
+                )
+                raise NoAnswer(f"no final answer to {routing_key!r} within {timeout:g} s; {hint}") from error
+        finally:
+            del self._waiting[command_id]
+
+    async def _send(self, message: OutgoingMessage) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._publisher.publish(message)
+            except PublishFailed as error:
+                if error.reason in ("returned", "no_exchange"):
+                    raise NotFound(
+                        f"no worker listens to {message.routing_key!r}; is one running, with this broker and scenario?"
+                    ) from error
+                if error.reason == "refused":
+                    raise BrokerRefused(f"the command was not taken: {error}") from error
+                log.info("command_sent_again", command_id=message.message_id, error=str(error))
+            else:
+                return
+            await asyncio.sleep(pause)  # the caller's timeout bounds how often
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def _prepare(self) -> list[str]:
+        await ensure_topology(self._session, [temporary_queue(self.reply_to, expires_ms=_REPLIES_EXPIRE_MS)], "auto")
+        for answers in self._waiting.values():
+            answers.put_nowait(None)
+        return [self.reply_to]
+
+    def _on_message(self, link: Link, message: DeliveredMessage) -> None:
+        inbound = RabbitMessage(link, message)
+        try:
+            reply = msgspec.json.decode(inbound.body, type=Reply)
+        except msgspec.DecodeError as error:
+            log.warning("reply_not_understood", error=str(error))
+            return
+        answers = self._waiting.get(reply.command_id)
+        if answers is not None:
+            answers.put_nowait(msgspec.structs.replace(reply, worker=inbound.headers.get("worker", "")))

@@ -1,0 +1,109 @@
+"""Proof that a subscriber is registered at the broker and that its queue moves; a socket that is open proves nothing.
+
+It exists for the recovery bug nobody knows of yet: clients have come back from a reconnect without their consumer, healthy to
+look at, for days (aio-pika #231, faststream #2758).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from worker.broker.faults import BROKER_ERRORS, describe
+from worker.broker.subscriber import Subscriber
+from worker.errors import WorkerError
+
+log = structlog.get_logger(__name__)
+
+
+class Watchdog:
+    """Watches one subscriber. `await run()` as a task of the worker: it raises when rebuilding has not helped."""
+
+    def __init__(self, subscriber: Subscriber, *, interval: float = 30.0, quiet: float = 60.0) -> None:
+        #: What the last check found, in words for people.
+        self.reason = "not checked yet"
+        #: Messages ready in the queue, at the last check; None before the first.
+        self.queue_depth: int | None = None
+        #: Consumers of the queue, all workers together, at the last check.
+        self.consumers: int | None = None
+        self.rebuilds = 0
+        self._subscriber = subscriber
+        self._interval = interval
+        self._quiet = quiet
+        self._strikes = 0
+        self._proven = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last check was good and nothing has happened to the consumer since."""
+        return self._proven and (self._subscriber.consuming or self._subscriber.paused)
+
+    @property
+    def last_delivery_at(self) -> float:
+        """Loop time of the newest delivery; 0.0 before the first."""
+        return self._subscriber.last_delivery_at
+
+    async def run(self) -> None:
+        """Check every `interval` seconds. Raises `WorkerError` (exit 70) at the second stall in a row."""
+        while True:
+            await self.check()
+            await asyncio.sleep(self._interval)
+
+    async def check(self) -> None:
+        """One check, in bounded time; see `run`."""
+        self._proven = False
+        subscriber = self._subscriber
+        try:
+            await self._ask()
+        except ChannelNotFoundEntity:
+            self.queue_depth = self.consumers = 0
+        except BROKER_ERRORS as error:
+            # No connection, or a broker too busy: the session brings that back, and a new consumer would not help.
+            self.reason = f"the broker does not answer: {describe(error)}"
+            return
+        if subscriber.paused:
+            self._proven, self.reason, self._strikes = True, "paused", 0
+        elif not subscriber.consuming:
+            self.reason = "the consumer is being brought back"
+        else:
+            self._judge(self._stall())
+
+    def _judge(self, stall: str | None) -> None:
+        subscriber = self._subscriber
+        if stall is None:
+            self._proven, self.reason = True, "consuming"
+            if subscriber.last_delivery_at > subscriber.consuming_since or not self.queue_depth:
+                self._strikes = 0
+            return
+        self.reason = stall
+        self._strikes += 1
+        if self._strikes > 1:
+            raise WorkerError(f"{subscriber.queue}: {stall}; starting the consumer over has not helped")
+        log.error("consumer_stalled", queue=subscriber.queue, reason=stall)
+        self.rebuilds += 1
+        subscriber.rebuild()
+
+    def _stall(self) -> str | None:
+        subscriber = self._subscriber
+        if not self.consumers:
+            return "the broker knows of no consumer"
+        silent = asyncio.get_running_loop().time() - max(subscriber.last_delivery_at, subscriber.consuming_since)
+        # With a full window the broker has to wait for our acks: that is the store's slowness, and no fault here.
+        window_full = subscriber.outstanding >= subscriber.prefetch
+        if self.queue_depth and silent > self._quiet and not window_full:
+            return f"{self.queue_depth} messages wait, but none came for {silent:.0f} s"
+        return None
+
+    async def _ask(self) -> None:
+        session = self._subscriber.session
+        async with asyncio.timeout(session.call_timeout):
+            # A fresh channel: the consumer's own may be the one that is broken.
+            channel = await session.open_channel()
+            try:
+                answer = await channel.queue_declare(self._subscriber.queue, passive=True, timeout=session.call_timeout)
+            finally:
+                if not channel.is_closed:
+                    await channel.close(timeout=session.call_timeout)
+        self.queue_depth, self.consumers = answer.message_count, answer.consumer_count
