@@ -123,7 +123,7 @@ def parse_learn_stats(stats_json: Raw | bytes | str) -> LearnStats:
             except Refusal as refusal:
                 raise refusal.inside(name)  # noqa: B904  the same exception, with one more step
     for name in stats.selection_performance.strategy_stats:
-        _check_name(name)
+        _check_name(name, "selection_performance", "strategy_stats")
     stats.contextual_stats = _part({k: v for k, v in fields.items() if k not in _PARTS}, LearnStats).contextual_stats
     return stats
 
