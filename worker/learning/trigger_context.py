@@ -1,0 +1,71 @@
+"""What a trigger may look at: counts and times of one scenario, and its newest outcomes (domain 4.10)."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class TriggerError(Exception):
+    """A trigger could not say; the message is for the operator. It counts as "no" and is shown."""
+
+
+class TriggerMetrics(Struct, frozen=True, kw_only=True):
+    """Outcomes of some closed episodes: how many are known, the share of successes, the mean score."""
+
+    sample_count: int
+    success_rate: float
+    avg_score: float = 0.0
+
+    def before(self, newest: TriggerMetrics) -> TriggerMetrics | None:
+        """These outcomes without the newest of them; None where nothing is left."""
+        left = self.sample_count - newest.sample_count
+        if left <= 0:
+            return None
+        successes = self.success_rate * self.sample_count - newest.success_rate * newest.sample_count
+        score = self.avg_score * self.sample_count - newest.avg_score * newest.sample_count
+        return TriggerMetrics(
+            sample_count=left, success_rate=min(1.0, max(0.0, successes / left)), avg_score=score / left
+        )
+
+
+class TriggerContext(Struct, frozen=True, kw_only=True):
+    """What a trigger may look at. Times in Unix ms; None of the last training: never trained."""
+
+    event_count: int = 0  # closed episodes
+    session_count: int = 0
+    now_ms: int = 0
+    first_record_at_ms: int | None = None
+    last_train_at_ms: int | None = None
+    last_train_count: int = 0
+    last_train_sessions: int = 0
+    #: The newest outcomes, and those of before them.
+    metrics: TriggerMetrics | None = None
+    earlier: TriggerMetrics | None = None
+
+    @classmethod
+    def with_count(cls, event_count: int) -> TriggerContext:
+        """A context that knows a number of episodes only."""
+        return cls(event_count=event_count)
+
+    def current_count(self) -> int:
+        """Closed episodes."""
+        return self.event_count
+
+    @property
+    def new_episodes(self) -> int:
+        """Episodes since the last training; never below 0, though a rebuild may leave fewer than there were."""
+        return max(0, self.event_count - self.last_train_count)
+
+    @property
+    def new_sessions(self) -> int:
+        """Sessions since the last training, never below 0."""
+        return max(0, self.session_count - self.last_train_sessions)
+
+    @property
+    def elapsed_ms(self) -> int | None:
+        """Time since the last training, or since the first record (decision f); None without either.
+
+        0 where the clock was set back (fault 20).
+        """
+        since = self.first_record_at_ms if self.last_train_at_ms is None else self.last_train_at_ms
+        return None if since is None else max(0, self.now_ms - since)
