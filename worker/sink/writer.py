@@ -89,8 +89,7 @@ class GroupWriter:
                 return await self._split(items, Reason.STORE_REFUSED, error)
             except WorkerError:
                 raise
-            except Exception as error:
-                log.exception("store_raised_unexpected", messages=len(items), error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001  a bug in the store over one message must not stop the others
                 return await self._split(items, Reason.UNEXPECTED, error)
             else:
                 self._up()
@@ -115,6 +114,7 @@ class GroupWriter:
         item = items[0]
         if item.refused:
             raise error  # the store takes not even the quarantine entry: that is the store's fault, not the data's
+        log.error("store_refused", scenario=item.incoming.scenario, reason=reason, exc_info=error)
         item.refused = True
         item.incoming = IncomingReject(
             scenario=item.incoming.scenario,

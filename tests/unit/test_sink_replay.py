@@ -1,0 +1,151 @@
+"""Replaying the quarantine: the same checks as for a delivery, marked when through, safe to repeat."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from worker.clock import ManualClock
+from worker.episodes.rules import Rules
+from worker.errors import DataRefused, StoreUnavailable
+from worker.sink.replay import ReplayCounts, replay_quarantine
+from worker.store.port import Duplicate, Incoming, IncomingBatch, Quarantined, QuarantineEntry, Stored, Verdict
+from worker.wire.codec import encode_batch
+from worker.wire.reasons import Reason
+from worker.wire.records import ActionRecord
+
+
+def body(seq: int) -> bytes:
+    """A good records message of two records."""
+    records = [ActionRecord(task_id="t", tick=n, worker_id=0, action="look") for n in range(2)]
+    return encode_batch(records, producer_id="node", producer_epoch=0, batch_seq=seq)
+
+
+class FakeStore:
+    """A quarantine of given bodies in front of a set of stored ones."""
+
+    def __init__(self, *entries: bytes | tuple[bytes, dict[str, str]], truncated: bool = False) -> None:
+        self.entries: dict[int, QuarantineEntry] = {}
+        self.stored: list[bytes] = []
+        self.refuse: dict[bytes, Exception | Verdict] = {}
+        self.break_marking = False
+        for number, given in enumerate(entries, start=1):
+            text, headers = given if isinstance(given, tuple) else (given, {})
+            self.entries[number] = QuarantineEntry(
+                entry_id=number,
+                scenario="S" if number % 2 else "T",
+                reason="old",
+                detail="",
+                received_at_ms=1,
+                size=len(text),
+                sha256="",
+                body=text,
+                truncated=truncated,
+                headers=headers,
+                seen=1,
+            )
+
+    async def quarantine_list(
+        self, scenario: str | None, *, reason: str | None, limit: int, after: int, pending_only: bool
+    ) -> list[QuarantineEntry]:
+        assert pending_only
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.entry_id > after
+            and scenario in (None, entry.scenario)
+            and reason in (None, entry.reason)
+            and entry.replayed_at_ms is None
+        ][:limit]
+
+    async def quarantine_get(self, entry_id: int) -> QuarantineEntry | None:
+        return self.entries.get(entry_id)
+
+    async def quarantine_mark_replayed(self, entry_ids: Sequence[int], now_ms: int) -> None:
+        if self.break_marking:
+            raise StoreUnavailable("locked")
+        for entry_id in entry_ids:
+            self.entries[entry_id].replayed_at_ms = now_ms
+
+    async def ingest(self, group: Sequence[Incoming]) -> list[Verdict]:
+        (incoming,) = group
+        assert isinstance(incoming, IncomingBatch), "what is refused again is in the quarantine already"
+        match self.refuse.get(incoming.body):
+            case Exception() as error:
+                raise error
+            case Stored() | Duplicate() | Quarantined() as verdict:
+                return [verdict]
+        if incoming.body in self.stored:
+            return [Duplicate()]
+        self.stored.append(incoming.body)
+        return [Stored(len(self.stored), fresh=2, duplicate_records=0)]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"replay has no business with {name}")
+
+
+async def replay(store: FakeStore, **which: Any) -> ReplayCounts:
+    return await replay_quarantine(store, ManualClock(), lambda _: Rules(), **which)  # type: ignore[arg-type]  # a fake
+
+
+async def test_what_passes_now_is_stored_and_marked_and_what_does_not_stays() -> None:
+    store = FakeStore(body(1), b"not json", body(2), b"[]")
+    counts = await replay(store)
+    assert counts == ReplayCounts(
+        examined=4, stored=2, still_refused={Reason.NOT_JSON: 1, Reason.BAD_SCHEMA: 1}, fresh_records=4
+    )
+    assert [entry.replayed_at_ms is not None for entry in store.entries.values()] == [True, False, True, False]
+
+
+async def test_more_entries_than_a_page_are_all_examined_once() -> None:
+    store = FakeStore(*(b"bad" if n % 3 else body(n) for n in range(75)))
+    assert (await replay(store)).examined == 75
+    assert len(store.stored) == 25
+
+
+async def test_a_second_replay_finds_only_what_stayed() -> None:
+    store = FakeStore(body(1), b"bad")
+    await replay(store)
+    assert await replay(store) == ReplayCounts(examined=1, still_refused={Reason.NOT_JSON: 1})
+
+
+async def test_an_interrupted_replay_stores_nothing_twice() -> None:
+    """Killed between storing and marking: the next try sees a duplicate and marks it."""
+    store = FakeStore(body(1))
+    store.break_marking = True
+    with pytest.raises(StoreUnavailable):
+        await replay(store)
+    store.break_marking = False
+    assert await replay(store) == ReplayCounts(examined=1, duplicates=1)
+    assert store.stored == [body(1)]
+    assert store.entries[1].replayed_at_ms is not None
+
+
+async def test_what_the_store_refuses_again_stays_with_todays_reason() -> None:
+    store = FakeStore(body(1), body(2))
+    store.refuse = {body(1): DataRefused("no"), body(2): Quarantined(Reason.KEY_CONFLICT)}
+    counts = await replay(store)
+    assert counts.still_refused == {Reason.STORE_REFUSED: 1, Reason.KEY_CONFLICT: 1}
+    assert all(entry.replayed_at_ms is None for entry in store.entries.values())
+
+
+async def test_compressed_bodies_are_read_with_and_without_their_headers() -> None:
+    store = FakeStore((gzip.compress(body(1)), {"content_encoding": "gzip"}), gzip.compress(body(2)))
+    assert (await replay(store)).stored == 2
+
+
+async def test_a_body_that_was_not_kept_whole_is_only_counted() -> None:
+    assert await replay(FakeStore(body(1), truncated=True)) == ReplayCounts(examined=1, truncated=1)
+
+
+async def test_one_scenario_one_reason_or_single_entries_may_be_chosen() -> None:
+    def store() -> FakeStore:
+        return FakeStore(body(1), body(2), body(3))
+
+    assert (await replay(store(), scenario="S")).stored == 2
+    assert (await replay(store(), reason="other")).examined == 0
+    assert (await replay(store(), entry_ids=[2, 3, 99])).stored == 2
+    assert (await replay(store(), entry_ids=[2, 3], scenario="S")).stored == 1
