@@ -56,6 +56,7 @@ class Reason(StrEnum):
 
     # -- commands
     UNKNOWN_COMMAND = "unknown_command", "there is no such command"
+    WRONG_ROUTE = "wrong_route", "the command came with a routing key of another command or scenario"
     EXPIRED = "expired", "the command's time is over"
     BAD_TIMES = "bad_times", "a signed command is issued in the future, never expires or lives too long"
     UNSIGNED = "unsigned", "a control key is set and the command carries no signature"
