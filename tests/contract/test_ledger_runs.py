@@ -340,6 +340,18 @@ async def test_a_zombie_is_refused_before_its_successor_touched_the_run(store: S
     assert await everything(store) == before
 
 
+async def test_a_successor_ends_a_run_only_after_it_took_it_over(store: Store) -> None:
+    """What it holds is the lease; the run is the zombie's until it is started again."""
+    run = await running(store, owner="a")
+    epoch = await lease(store, "b", now_ms=NOW + TTL + 1)
+    before = await everything(store)
+    with pytest.raises(LeaseLost):
+        await finish(store, ended(replace(run, epoch=epoch)), learnt(), None, [told()])
+    with pytest.raises(LeaseLost):
+        await store.requeue_run("r1", epoch=epoch, reason="not ours")
+    assert await everything(store) == before
+
+
 async def test_a_queued_run_has_no_progress_and_no_end(store: Store) -> None:
     await store.create_run(queued())
     await lease(store)
