@@ -15,7 +15,7 @@ from worker.learning.evidence import best_source, snapshot_of_counts
 from worker.learning.merging import MergeStrategy, merge_snapshots
 from worker.learning.rates import rounded
 from worker.learning.snapshots import LearningSnapshot, SessionGroupId, snapshot_of_session
-from worker.store.port import Projections, Session
+from worker.store.port import Session, Store
 from worker.wire.records import Success, Unknown
 
 
@@ -34,7 +34,7 @@ class SessionGroup(Struct, frozen=True, kw_only=True):
 class LearningStore:
     """Reads snapshots out of a store. Snapshots come newest first, as the sessions do."""
 
-    def __init__(self, store: Projections) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
 
     async def load_session(self, scenario: str, session_id: str) -> LearningSnapshot:
@@ -62,15 +62,16 @@ class LearningStore:
 
     async def load_scenario(self, scenario: str) -> LearningSnapshot:
         """The aggregate of everything in the scenario; raises `NotFound` where nothing was counted."""
-        newest = await self._store.sessions(scenario, latest=1)
-        snapshot = await self._aggregate(scenario, created_at=_ended_at(newest[0]) if newest else 0)
+        snapshot = await self._aggregate(scenario)
         if snapshot is None:
             raise NotFound(f"nothing was counted in scenario {scenario} yet")
         return snapshot
 
     async def load_global(self) -> LearningSnapshot:
         """The aggregate of all scenarios; empty where nothing was counted."""
-        return await self._aggregate(None, created_at=0) or LearningSnapshot()
+        # One by one: each scenario has its own best source of counts.
+        aggregates = [await self._aggregate(scenario) for scenario in sorted(await self._store.scenarios())]
+        return merge_snapshots([snapshot for snapshot in aggregates if snapshot is not None])
 
     async def merge(
         self, scenario: str, strategy: MergeStrategy | None = None, *, latest: int | None = None
@@ -95,10 +96,14 @@ class LearningStore:
             raise NotFound(f"scenario {scenario} has no session of group {group_id!r}")
         return _group(scenario, group_id, sessions[::-1])
 
-    async def _aggregate(self, scenario: str | None, *, created_at: int) -> LearningSnapshot | None:
+    async def _aggregate(self, scenario: str) -> LearningSnapshot | None:
         counts = await self._store.counts(scenario)
         source = best_source(counts)
-        return None if source is None else snapshot_of_counts(counts, source, scenario=scenario, created_at=created_at)
+        if source is None:
+            return None
+        newest = await self._store.sessions(scenario, latest=1)
+        created_at = _ended_at(newest[0]) if newest else 0
+        return snapshot_of_counts(counts, source, scenario=scenario, created_at=created_at)
 
 
 def _snapshot(session: Session) -> LearningSnapshot:

@@ -1,0 +1,72 @@
+"""The log of records: in through `ingest`, out in pages, in the order they were stored."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from worker.store.port import Incoming, StoredRecord, Verdict
+from worker.store.record_rows import ACTION, kind_named, record_from
+from worker.store.sql import load_statements
+from worker.store.sqlite.database import Database
+from worker.store.sqlite.ingest import PLACE_BITS, PLACE_MASK, GroupIngest
+from worker.store.sqlite.numbers import Numbers
+from worker.store.sqlite.role import Role
+
+SQL = load_statements(Path(__file__).parent / "sql" / "log.sql")
+
+#: Records read at a time. Between pages no transaction is open, so a slow reader does not let the log file grow.
+PAGE = 2_000
+
+
+class RecordLog(Role):
+    """`worker.store.port.RecordLog` on SQLite, but for the quarantine."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._numbers = Numbers()
+        database.on_rollback.append(self._numbers.forget)
+
+    async def ingest(self, group: Sequence[Incoming]) -> list[Verdict]:
+        """Store a group in one transaction."""
+        return await self._database.write(lambda connection: GroupIngest(connection, self._numbers, group).run())
+
+    async def records(
+        self,
+        scenario: str,
+        *,
+        type_: str | None = None,
+        task_id: str | None = None,
+        after: int = 0,
+        limit: int | None = None,
+    ) -> AsyncIterator[StoredRecord]:
+        """Records in the order of the log. `task_id` gives a task's actions and its LLM calls."""
+        kind = None if type_ is None else kind_named(type_)
+        if task_id is not None:
+            statement = "page_of_task"
+        else:
+            statement = "page_of_all" if kind is None or kind == ACTION else "page_of_others"
+        start, left = (after + 1) << PLACE_BITS, limit
+        while left is None or left > 0:
+            size = PAGE if left is None else min(PAGE, left)
+            parameters = {"kind": kind, "task_id": task_id, "from": start, "limit": size}
+            rows = await self._database.read(_page(scenario, statement, parameters))
+            for batch_no, position, kind_no, task, body, received_at_ms in rows:
+                record, nulls = record_from(kind_no, task, body)
+                yield StoredRecord(scenario, batch_no, position & PLACE_MASK, received_at_ms, record, nulls)
+            if len(rows) < size:
+                return
+            start = rows[-1][1] + 1
+            left = None if left is None else left - size
+
+
+def _page(scenario: str, statement: str, parameters: dict[str, Any]) -> Any:
+    def read(connection: sqlite3.Connection) -> list[Any]:
+        found = connection.execute(SQL["scenario_no"], (scenario,)).fetchone()
+        if found is None:
+            return []
+        return connection.execute(SQL[statement], parameters | {"scenario_no": found[0]}).fetchall()
+
+    return read
