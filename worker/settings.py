@@ -128,6 +128,7 @@ class Settings(BaseSettings):
     apply_mode: Literal["manual", "auto"] = Field("manual", description="auto applies what the gate blesses")
     applicator: Literal["files", "webhook", "noop"] = Field("files", description="how a model reaches those who use it")
     webhook_url: SecretStr | None = Field(None, description="where the webhook applicator posts")
+    webhook_key: SecretStr | None = Field(None, description="HMAC key that signs what the webhook applicator posts")
     max_history: int = Field(5, ge=1, description="models kept for rollback")
 
     # -- control, health, logs

@@ -1,0 +1,1 @@
+"""How a model reaches those who use it: one module per way."""

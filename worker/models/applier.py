@@ -1,0 +1,263 @@
+"""Makes a model the live one: decides whether to, has it applied, verifies what is served, and can go back.
+
+Crash-safe by the deployment log: a row `started` comes first, `verified` (with aliases and event) or `failed` last.
+What a crash left `started` is carried on at the next start, which is harmless since applying the same model twice is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+from uuid import uuid4
+
+import structlog
+from msgspec.structs import replace
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from worker.clock import Clock
+from worker.errors import ApplyFailed, NotFound, StoreUnavailable
+from worker.models.announce import Announcer
+from worker.models.applicators.port import Applicator
+from worker.models.history import live_models, unfinished
+from worker.models.registry import Registry
+from worker.store.port import Deployment, Model, ModelRegistry, OutboxEvent
+
+log = structlog.get_logger(__name__)
+
+ApplyMode: TypeAlias = Literal["manual", "auto"]
+
+#: Rows of the deployment log that history is read from.
+_LOG_ROWS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The model is live, and that was verified."""
+
+    model_id: str
+    previous_model_id: str | None
+    deployment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplySkipped:
+    """The model was left where it is."""
+
+    model_id: str
+    reason: str
+
+
+ApplyResult: TypeAlias = Applied | ApplySkipped
+
+
+class NoPrevious(NotFound):
+    """There is no earlier model to go back to."""
+
+
+@dataclass(slots=True)
+class ApplierStats:
+    """What was applied since the start."""
+
+    applied: int = 0
+    rolled_back: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+class Applier:
+    """One for all scenarios; one apply at a time in each."""
+
+    def __init__(
+        self,
+        *,
+        store: ModelRegistry,
+        registry: Registry,
+        applicator: Applicator,
+        announcer: Announcer,
+        clock: Clock,
+        mode_of: Callable[[str], ApplyMode],
+        max_history: int,
+        on_event: Callable[[], None] = lambda: None,
+        new_id: Callable[[], str] = lambda: str(uuid4()),
+    ) -> None:
+        """`on_event` wakes the outbox relay; `mode_of` gives a scenario's apply mode."""
+        self._store = store
+        self._registry = registry
+        self._applicator = applicator
+        self._announcer = announcer
+        self._clock = clock
+        self._mode_of = mode_of
+        self._max_history = max_history
+        self._on_event = on_event
+        self._new_id = new_id
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.stats = ApplierStats()
+
+    async def apply(self, model: Model, *, by: str) -> ApplyResult:
+        """Obey the apply mode: `auto` applies what the gate blesses, and never an older version over a newer one."""
+        if self._mode_of(model.scenario) == "manual":
+            return self._skip(model, f"apply mode is manual; apply it with: {_command(model)}")
+        live = await self._registry.champion(model.scenario)
+        if live is not None and live.version > model.version:
+            return self._skip(model, f"version {live.version} is live and newer")
+        return await self.apply_now(model, by=by)
+
+    async def apply_now(self, model: Model, *, by: str, forced: bool = False) -> ApplyResult:
+        """Apply whatever the mode; what the gate does not bless only where `forced`. Raises `ApplyFailed`."""
+        if model.gate_verdict != "blessed" and not forced:
+            reasons = "; ".join(model.gate_reasons)
+            return self._skip(
+                model, f"the gate says {model.gate_verdict} ({reasons}); override it with: {_command(model)} --force"
+            )
+        async with self._turns[model.scenario]:
+            live = await self._registry.champion(model.scenario)
+            previous = None if live is None or live.model_id == model.model_id else live.model_id
+            return await self._deploy(self._new(model, previous, "apply", by=by, forced=forced), model)
+
+    async def rollback(self, scenario: str, *, by: str, to: Model | None = None) -> Applied:
+        """Go back to the model that was live before, or to an earlier one. Raises `NoPrevious`, `ApplyFailed`."""
+        async with self._turns[scenario]:
+            ids = await self.history(scenario)
+            earlier = ids[1:]
+            target = to.model_id if to is not None else (earlier[0] if earlier else None)
+            if target is None or target not in earlier:
+                raise NoPrevious(
+                    f"scenario {scenario} has no earlier model {'to go back to' if to is None else to.model_id}; "
+                    f"see: swarm-worker models history --scenario {scenario}"
+                )
+            model = await self._registry.get(target)
+            return await self._deploy(self._new(model, ids[0], "rollback", by=by, forced=False), model)
+
+    async def current(self, scenario: str) -> Model | None:
+        """The live model."""
+        return await self._registry.champion(scenario)
+
+    async def history(self, scenario: str) -> list[str]:
+        """Model ids, the live one first, then those a rollback may bring back."""
+        rows = await self._store.deployments(scenario, limit=_LOG_ROWS)
+        return live_models(rows, depth=self._max_history)
+
+    async def reconcile(self, scenario: str) -> None:
+        """At start: carry on what a crash interrupted, and serve the live model again where another is served."""
+        async with self._turns[scenario]:
+            for deployment in unfinished(await self._store.deployments(scenario, limit=_LOG_ROWS)):
+                log.warning("deployment_resumed", scenario=scenario, deployment_id=deployment.deployment_id)
+                try:
+                    await self._deploy(deployment, await self._registry.get(deployment.model_id))
+                except ApplyFailed as error:  # the row, the event and the way back are done
+                    log.error("resumed_deployment_failed", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
+            live = await self._registry.champion(scenario)
+            if live is None:
+                return
+            try:
+                if await self._applicator.served(scenario) != live.sha256:
+                    log.warning("served_model_is_not_the_live_one", scenario=scenario, model_id=live.model_id)
+                    await self._bring(live)
+            except ApplyFailed as error:
+                self.stats.failed += 1
+                log.error("live_model_not_served", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
+
+    def _new(
+        self, model: Model, previous: str | None, action: Literal["apply", "rollback"], *, by: str, forced: bool
+    ) -> Deployment:
+        return Deployment(
+            deployment_id=self._new_id(), scenario=model.scenario, model_id=model.model_id, previous_model_id=previous,
+            action=action, applicator=self._applicator.name, target=self._applicator.target(model.scenario),
+            state="started", by=by, forced=forced, at_ms=self._clock.now_ms(),
+        )  # fmt: skip
+
+    async def _deploy(self, started: Deployment, model: Model) -> Applied:
+        """Carry a deployment from `started` to its end. Raises `ApplyFailed` once the way back is gone."""
+        await self._write(started)
+        try:
+            await self._bring(model)
+        except ApplyFailed as error:
+            await self._fail(started, model, str(error))
+            raise
+        now_ms = self._clock.now_ms()
+        verified = replace(started, state="verified", at_ms=now_ms)
+        aliases: dict[str, str | None] = {"champion": model.model_id}
+        if started.action == "apply":
+            if started.previous_model_id is not None:
+                aliases["previous"] = started.previous_model_id
+            if (await self._store.aliases(model.scenario)).get("candidate") == model.model_id:
+                aliases["candidate"] = None
+            events = [self._announcer.applied(verified, model, now_ms=now_ms)]
+        else:
+            ids = await self.history(model.scenario)
+            before = ids[ids.index(model.model_id) + 1 :] if model.model_id in ids else []
+            aliases["previous"] = before[0] if before else None
+            events = [self._announcer.rolled_back(verified, model, reason="rollback", now_ms=now_ms)]
+        await self._write(verified, aliases, events)
+        self._on_event()
+        if started.action == "apply":
+            self.stats.applied += 1
+        else:
+            self.stats.rolled_back += 1
+        log.info(
+            "model_live", scenario=model.scenario, action=started.action, model_id=model.model_id,
+            version=model.version, previous=started.previous_model_id, by=started.by, forced=started.forced,
+        )  # fmt: skip
+        await self._registry.retire(model.scenario, keep=await self.history(model.scenario), newest=self._max_history)
+        return Applied(model.model_id, started.previous_model_id, started.deployment_id)
+
+    async def _bring(self, model: Model) -> None:
+        """Apply, then look at what is really served (a server may keep an older adapter and say 200)."""
+        content = await self._registry.read(model)
+        await self._applicator.apply(model, content)
+        served = await self._applicator.served(model.scenario)
+        if served != model.sha256:
+            raise ApplyFailed(
+                f"{self._applicator.target(model.scenario)} serves {served or 'no model'}, not {model.sha256} "
+                f"(version {model.version}); the model before it is served again"
+            )
+
+    async def _fail(self, started: Deployment, model: Model, reason: str) -> None:
+        """Put back what was live, and say so in row and events."""
+        self.stats.failed += 1
+        live = await self._registry.champion(started.scenario)
+        detail = reason
+        restored: Model | None = None
+        try:
+            if live is None:
+                await self._applicator.withdraw(started.scenario)
+            else:
+                await self._bring(live)
+                restored = live
+        except ApplyFailed as error:
+            detail = f"{reason}; and the way back failed: {error}"
+        now_ms = self._clock.now_ms()
+        failed = replace(started, state="failed", at_ms=now_ms, detail=detail)
+        events = [self._announcer.apply_failed(failed, model, now_ms=now_ms)]
+        if restored is not None:
+            events.append(self._announcer.rolled_back(failed, restored, reason="apply_failed", now_ms=now_ms))
+        await self._write(failed, None, events)
+        self._on_event()
+        log.error("apply_failed", scenario=started.scenario, model_id=started.model_id, detail=detail)
+
+    @retry(
+        retry=retry_if_exception_type(StoreUnavailable),
+        stop=stop_after_attempt(8),
+        wait=wait_exponential(multiplier=0.2, max=5),
+        reraise=True,
+    )
+    async def _write(
+        self,
+        deployment: Deployment,
+        aliases: Mapping[str, str | None] | None = None,
+        events: Sequence[OutboxEvent] = (),
+    ) -> None:
+        """One transaction, tried again while the store is only busy."""
+        await self._store.deploy(deployment, aliases=aliases or {}, events=events)
+
+    def _skip(self, model: Model, reason: str) -> ApplySkipped:
+        self.stats.skipped += 1
+        log.info("apply_skipped", scenario=model.scenario, model_id=model.model_id, reason=reason)
+        return ApplySkipped(model.model_id, reason)
+
+
+def _command(model: Model) -> str:
+    return f"swarm-worker apply --scenario {model.scenario} --model {model.version}"

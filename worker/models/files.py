@@ -1,0 +1,128 @@
+"""Model files: `<data_dir>/models/<scenario>/<version>/{model.json,manifest.json}`, written once, read with their hash.
+
+A version is written to `<data_dir>/tmp/<run_id>.<epoch>/`, made durable, checked by loading it, and renamed into place.
+The row in the store, not the directory, says that a model exists; directories without a row are collected at start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from worker.errors import ApplyFailed
+from worker.learning import offline_model
+from worker.models.durable import make_private_directory, read_file, sync_directory, write_new
+from worker.store.port import Model
+from worker.wire.names import is_slug
+
+log = structlog.get_logger(__name__)
+
+MODEL_FILE = "model.json"
+MANIFEST_FILE = "manifest.json"
+#: An offline model is some kilobytes; a file beyond this is not one of ours.
+MODEL_LIMIT = 64_000_000
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """What lies beside a model file, for whoever finds the directory without the store."""
+
+    model_id: str
+    scenario: str
+    version: int
+    kind: str
+    run_id: str
+    sha256: str
+    size: int
+    created_at_ms: int
+
+
+class ModelFiles:
+    """The files of all scenarios. Blocking: call it in a thread."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._root = data_dir.resolve() / "models"
+        self._tmp = data_dir.resolve() / "tmp"
+
+    def directory(self, scenario: str, version: int) -> Path:
+        """Where a version lies; ValueError for a scenario that is no slug."""
+        if not is_slug(scenario):
+            raise ValueError(f"{scenario!r} is no scenario name")
+        return self._root / scenario / str(version)
+
+    def uri(self, scenario: str, version: int) -> str:
+        """The file URI of a version's model file's directory."""
+        return self.directory(scenario, version).as_uri()
+
+    def publish(self, manifest: Manifest, content: bytes, *, epoch: int) -> None:
+        """Write one version durably. The caller holds the scenario's lease and registers the version next.
+
+        A directory that is there already was left by a run that never registered it (killed between rename and commit),
+        so it makes way. Raises ValueError where its hash is another, `ModelUnreadable` where
+        it does not load.
+        """
+        if hashlib.sha256(content).hexdigest() != manifest.sha256:
+            raise ValueError(f"the model of run {manifest.run_id} is not what its manifest says")
+        offline_model.decode(content)
+        work = self._tmp / f"{manifest.run_id}.{epoch}"
+        target = self.directory(manifest.scenario, manifest.version)
+        shutil.rmtree(work, ignore_errors=True)
+        make_private_directory(work)
+        write_new(work / MODEL_FILE, content)
+        write_new(work / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest, order="sorted")))
+        sync_directory(work)
+        make_private_directory(target.parent)
+        if target.exists():
+            log.warning("model_directory_without_row_replaced", scenario=manifest.scenario, version=manifest.version)
+            shutil.rmtree(target)
+        work.rename(target)
+        for changed in (target.parent, self._root, self._tmp):
+            sync_directory(changed)
+
+    def read(self, model: Model) -> bytes:
+        """The model file of a registered model; `ApplyFailed` where it is missing, changed or a symlink."""
+        path = self.directory(model.scenario, model.version) / MODEL_FILE
+        try:
+            content = read_file(path, limit=MODEL_LIMIT)
+        except (OSError, ValueError) as error:
+            raise ApplyFailed(
+                f"model {model.model_id} (version {model.version} of {model.scenario}) cannot be read: {error}; "
+                "restore its directory from a backup or apply another version"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != model.sha256:
+            raise ApplyFailed(
+                f"{path} was changed since model {model.model_id} was registered (its SHA-256 differs); "
+                "restore it from a backup or apply another version"
+            )
+        return content
+
+    def keep_only(self, scenario: str, versions: Iterable[int]) -> None:
+        """Remove every other version's directory. Only at start: a run may have renamed one that has no row yet."""
+        known = set(versions)
+        self.remove(scenario, [version for version in self._present(scenario) if version not in known])
+
+    def remove(self, scenario: str, versions: Iterable[int]) -> None:
+        """Remove the directories of these versions, where they are; their rows stay."""
+        folder = self.directory(scenario, 0).parent
+        removed = sorted(set(versions).intersection(self._present(scenario)))
+        for version in removed:
+            shutil.rmtree(folder / str(version))
+        if removed:
+            sync_directory(folder)
+            log.info("model_directories_removed", scenario=scenario, versions=removed)
+
+    def _present(self, scenario: str) -> list[int]:
+        folder = self.directory(scenario, 0).parent
+        if not folder.is_dir():
+            return []
+        return sorted(int(each.name) for each in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", each.name))
+
+    def clear_temporary(self) -> None:
+        """Drop what interrupted writes left. Only at start, before any run."""
+        shutil.rmtree(self._tmp, ignore_errors=True)

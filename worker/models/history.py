@@ -1,0 +1,30 @@
+"""What the deployment log says: which models were live one after the other, and which comes back on a rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from worker.store.port import Deployment
+
+
+def live_models(newest_first: Sequence[Deployment], *, depth: int) -> list[str]:
+    """Ids of the models that may be live again by rollback, the live one first, at most `depth` + 1 of them.
+
+    An apply puts a model on top, a rollback takes models off until its target is on top (the original's `history`,
+    trimmed to `max_history`). Only verified deployments count.
+    """
+    stack: list[str] = []
+    for deployment in reversed(newest_first):
+        if deployment.state != "verified":
+            continue
+        if deployment.action == "rollback" and deployment.model_id in stack:
+            while stack[-1] != deployment.model_id:
+                stack.pop()
+        elif not stack or stack[-1] != deployment.model_id:
+            stack.append(deployment.model_id)
+    return stack[::-1][: depth + 1]
+
+
+def unfinished(newest_first: Iterable[Deployment]) -> list[Deployment]:
+    """Deployments that a crash left `started`, oldest first."""
+    return [deployment for deployment in newest_first if deployment.state == "started"][::-1]

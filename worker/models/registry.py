@@ -1,0 +1,115 @@
+"""The catalogue of models: files and rows together, so that every row has its file and no file lacks its row."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import structlog
+
+from worker.errors import NotFound
+from worker.learning.validation import Verdict
+from worker.models.files import Manifest, ModelFiles
+from worker.store.port import Model, ModelRegistry, Run
+
+log = structlog.get_logger(__name__)
+
+#: Rows read to find the versions that have files; older versions lost theirs to retention long before.
+_ROWS = 10_000
+
+
+def model_id_of(scenario: str, kind: str, sha256: str) -> str:
+    """The content hash that names a model, 32 hex digits; two scenarios never share one."""
+    return hashlib.sha256(f"{scenario}\0{kind}\0{sha256}".encode()).hexdigest()[:32]
+
+
+class Registry:
+    """Writes, finds, reads and retires models."""
+
+    def __init__(self, store: ModelRegistry, files: ModelFiles) -> None:
+        self._store = store
+        self._files = files
+
+    async def prepare(
+        self,
+        run: Run,
+        content: bytes,
+        *,
+        lineage: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        verdict: Verdict,
+        now_ms: int,
+    ) -> Model:
+        """Put the run's model on disk as the next version; the row is written by `finish_run`, with the run's own.
+
+        Returns a model that is registered already where the content is the same. Raises `ModelUnreadable` where the
+        content is no model.
+        """
+        sha256 = hashlib.sha256(content).hexdigest()
+        model_id = model_id_of(run.scenario, run.kind, sha256)
+        known = await self._store.model(model_id)
+        if known is not None:
+            return known
+        newest = await self._store.models(run.scenario, limit=1)
+        version = newest[0].version + 1 if newest else 1
+        manifest = Manifest(
+            model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
+            sha256=sha256, size=len(content), created_at_ms=now_ms,
+        )  # fmt: skip
+        await asyncio.to_thread(self._files.publish, manifest, content, epoch=run.epoch)
+        return Model(
+            model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
+            created_at_ms=now_ms, uri=self._files.uri(run.scenario, version), sha256=sha256,
+            lineage={**lineage, "parent": newest[0].model_id if newest else None},
+            metrics=dict(metrics), gate_verdict=verdict.verdict, gate_reasons=list(verdict.reasons),
+        )  # fmt: skip
+
+    async def get(self, model_id: str) -> Model:
+        """A registered model; `NotFound` with how to list them."""
+        model = await self._store.model(model_id)
+        if model is None:
+            raise NotFound(f"there is no model {model_id!r}; list them with: swarm-worker models")
+        return model
+
+    async def find(self, scenario: str, name: str) -> Model:
+        """A model of the scenario by id, by version number or by alias (`champion`, `candidate`, `previous`)."""
+        aliases = await self._store.aliases(scenario)
+        if name in aliases:
+            return await self.get(aliases[name])
+        if name.isdecimal() and len(name) < 10:  # noqa: PLR2004 - an id has 32 digits, a version never that many
+            for model in await self._store.models(scenario, limit=_ROWS):
+                if model.version == int(name):
+                    return model
+        else:
+            model = await self.get(name)
+            if model.scenario == scenario:
+                return model
+        raise NotFound(f"scenario {scenario} has no model {name!r}; list them with: swarm-worker models")
+
+    async def champion(self, scenario: str) -> Model | None:
+        """The model that is live, if any."""
+        model_id = (await self._store.aliases(scenario)).get("champion")
+        return None if model_id is None else await self.get(model_id)
+
+    async def read(self, model: Model) -> bytes:
+        """Its file, checked against the registered hash; `ApplyFailed` where it is not what was registered."""
+        return await asyncio.to_thread(self._files.read, model)
+
+    async def clean_up(self, scenarios: Iterable[str]) -> None:
+        """At start: drop half-written files and directories that no row knows of."""
+        await asyncio.to_thread(self._files.clear_temporary)
+        for scenario in scenarios:
+            rows = await self._store.models(scenario, limit=_ROWS)
+            await asyncio.to_thread(self._files.keep_only, scenario, [model.version for model in rows])
+
+    async def retire(self, scenario: str, *, keep: Iterable[str], newest: int) -> None:
+        """Remove the files of versions that nobody goes back to: not in `keep` (ids), not among the newest."""
+        wanted = set(keep) | set((await self._store.aliases(scenario)).values())
+        rows = await self._store.models(scenario, limit=_ROWS)
+        retired = [model.version for model in rows[newest:] if model.model_id not in wanted]
+        try:
+            await asyncio.to_thread(self._files.remove, scenario, retired)
+        except OSError as error:  # what is live is live; the next apply tries again
+            log.warning("models_not_retired", scenario=scenario, error=str(error))

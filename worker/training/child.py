@@ -1,0 +1,235 @@
+"""The parent's side of a training process: start it, listen, end it. However it ends, the end is a value.
+
+No ProcessPoolExecutor (after one segfault every later call fails, measured) and no fork of a process that has threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+import worker
+from worker.models.durable import read_file
+from worker.training.results import EXIT_OUT_OF_MEMORY, MODEL_FILE, RESULT_FILE, TrainingResult, decode_result
+
+log = structlog.get_logger(__name__)
+
+OnProgress: TypeAlias = Callable[[float, str], None]
+
+#: Longest line of progress that is read; longer ones are skipped.
+_LINE_LIMIT = 8_192
+#: Most bytes a child may say in all before it is ended.
+_OUTPUT_LIMIT = 16_000_000
+#: Bytes of standard error that are kept: the last ones.
+_TAIL_LIMIT = 8_192
+_RESULT_LIMIT = 4_000_000
+_MODEL_LIMIT = 64_000_000
+#: How long the pipes may stay open after the end of the child, held by a process that it started.
+_PIPE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The child ended well; `model` holds the bytes of model.json, checked against the result's hash."""
+
+    result: TrainingResult
+    model: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The child did not finish. `reason`: `signal:11`, `oom`, `timeout`, `exit:7` or `bad_output: ...`."""
+
+    reason: str
+    detail: str = ""  # the tail of its standard error
+
+
+ChildEnd: TypeAlias = Finished | Died
+
+
+class _ProgressLine(Struct):
+    progress: float
+    text: str = ""
+
+
+class _Listener(asyncio.SubprocessProtocol):
+    """Takes what the child says with bounded memory, and notes its end even while its pipes stay open.
+
+    Not asyncio's own streams: their `wait()` (Python 3.11) returns only when every pipe is closed, so a grandchild that
+    holds one would hang us.
+    """
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self.flooded: asyncio.Future[None] = loop.create_future()
+        self._on_progress = on_progress
+        self._line = bytearray()
+        self._skipping = False
+        self._seen = 0
+        self._tail = bytearray()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._seen += len(data)
+        if self._seen > _OUTPUT_LIMIT:
+            _resolve(self.flooded)
+        elif fd == 1:
+            self._take_lines(data)
+        else:
+            self._tail += data
+            del self._tail[:-_TAIL_LIMIT]
+
+    def _take_lines(self, data: bytes) -> None:
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            if not self._skipping and len(self._line) + len(end) <= _LINE_LIMIT:
+                self._take_line(bytes(self._line) + end)
+            self._line.clear()
+            self._skipping = False
+        if len(self._line) + len(rest) > _LINE_LIMIT:
+            self._skipping = True
+            self._line.clear()
+        elif not self._skipping:
+            self._line += rest
+
+    def _take_line(self, line: bytes) -> None:
+        try:
+            said = msgspec.json.decode(line, type=_ProgressLine)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return  # a library that prints is no failure
+        self._on_progress(min(1.0, max(0.0, said.progress)), said.text[:200])
+
+    def process_exited(self) -> None:
+        _resolve(self.exited)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        _resolve(self.closed)
+
+    @property
+    def tail(self) -> str:
+        return self._tail.decode("utf-8", "replace").strip()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class ChildLauncher:
+    """Starts training processes, one per call of `run`."""
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        memory_mb: int,
+        grace: float = 10.0,
+        command: Sequence[str] = (sys.executable, "-P", "-s", "-m", "worker.training.trainer"),
+    ) -> None:
+        self._timeout = timeout
+        self._memory_mb = memory_mb
+        self._grace = grace
+        self._command = tuple(command)
+
+    async def run(self, run_dir: Path, on_progress: OnProgress) -> ChildEnd:
+        """Train in `run_dir` (made by the caller, 0700) and say how it ended. Cancelling it ends the child first."""
+        for name in (MODEL_FILE, RESULT_FILE):  # an earlier attempt's must not pass for this one's
+            (run_dir / name).unlink(missing_ok=True)
+        transport, listener = await asyncio.get_running_loop().subprocess_exec(
+            lambda: _Listener(on_progress),
+            *self._command, str(run_dir), "--parent-pid", str(os.getpid()), "--memory-mb", str(self._memory_mb),
+            stdin=asyncio.subprocess.DEVNULL,
+            cwd=run_dir, env=child_environment(run_dir), start_new_session=True,
+        )  # fmt: skip
+        pid = transport.get_pid()
+        log.info("trainer_started", pid=pid, run_dir=run_dir.name)
+        ended_by_us = ""
+        try:
+            done, _ = await asyncio.wait(
+                (listener.exited, listener.flooded), timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if listener.exited not in done:
+                ended_by_us = "bad_output: it said too much" if listener.flooded in done else "timeout"
+        finally:
+            # Also when we are cancelled (shutdown, lease lost): no child of ours outlives its run.
+            await asyncio.shield(self._end(pid, listener, transport))
+        code = transport.get_returncode()
+        log.info("trainer_ended", pid=pid, returncode=code, ended_by_us=ended_by_us or None)
+        if ended_by_us:
+            return Died(ended_by_us, listener.tail)
+        if code != 0:
+            return Died(_reason(code), listener.tail)
+        return await asyncio.to_thread(_collect, run_dir, listener.tail)
+
+    async def _end(self, pid: int, listener: _Listener, transport: asyncio.SubprocessTransport) -> None:
+        """SIGTERM, a grace period, then SIGKILL for the whole process group; returns when nothing of it is left."""
+        if not listener.exited.done():
+            _signal_group(pid, signal.SIGTERM)
+            await asyncio.wait((listener.exited,), timeout=self._grace)
+        _signal_group(pid, signal.SIGKILL)
+        await asyncio.wait((listener.exited,), timeout=self._grace)
+        await asyncio.wait((listener.closed,), timeout=_PIPE_SECONDS)
+        transport.close()
+
+
+def child_environment(run_dir: Path) -> dict[str, str]:
+    """All of the child's environment: an allow-list, so that no secret of ours is in it."""
+    threads = str(max(1, (os.cpu_count() or 1) - 1))
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+    return {
+        **kept,
+        "HOME": str(run_dir),
+        "TMPDIR": str(run_dir),
+        "PYTHONPATH": str(Path(worker.__file__).parent.parent),  # where this very code lies, installed or not
+        "PYTHONHASHSEED": "0",  # the same input gives the same model
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+    }
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    # The child leads its own session, so its pid names the group; the group may be empty already.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _reason(code: int | None) -> str:
+    match code:
+        case None:
+            return "lost: it did not end on SIGKILL"
+        case _ if code == EXIT_OUT_OF_MEMORY:
+            return "oom"
+        case _ if code < 0:
+            return f"signal:{-code}"
+        case _:
+            return f"exit:{code}"
+
+
+def _collect(run_dir: Path, tail: str) -> ChildEnd:
+    """Read and check what the child left."""
+    try:
+        result = decode_result(read_file(run_dir / RESULT_FILE, limit=_RESULT_LIMIT))
+        if result.outcome == "nothing":
+            return Finished(result, None)
+        model = read_file(run_dir / MODEL_FILE, limit=_MODEL_LIMIT)
+    except (OSError, msgspec.DecodeError, ValueError) as error:
+        return Died(f"bad_output: {type(error).__name__}", f"{error}\n{tail}".strip())
+    if hashlib.sha256(model).hexdigest() != result.model_sha256:
+        return Died("bad_output: model.json is not what result.json says", tail)
+    if result.gate is None:
+        return Died("bad_output: a model without the gate's verdict", tail)
+    return Finished(result, model)

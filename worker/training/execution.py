@@ -1,0 +1,325 @@
+"""One run from start to end, under a lease: freeze the input, train in a child, register what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+from msgspec.structs import replace
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from worker.clock import Clock
+from worker.errors import LeaseLost, StoreError, StoreUnavailable, WorkerError
+from worker.learning import offline_model
+from worker.models.announce import Announcer
+from worker.models.registry import Registry
+from worker.store.port import Model, OutboxEvent, Run, RunState, Store, TriggerState
+from worker.training.child import ChildLauncher, Died, Finished
+from worker.training.endings import after_failure, after_skip, after_success, has_news
+from worker.training.inputs import TrainingConfig, TrainingInput, collect, frozen_before, write_input
+from worker.training.results import TrainingResult
+from worker.training.trigger_book import TriggerBook
+
+log = structlog.get_logger(__name__)
+
+#: Starts of one run after which it is given up: something takes the whole worker down each time.
+_MOST_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds. The lease outlives two renewals that fail."""
+
+    lease_ttl: float = 15.0
+    renew: float = 5.0
+    progress: float = 1.0
+    cooldown: float = 0.0
+    first_backoff: float = 30.0
+
+
+@dataclass(slots=True)
+class Current:
+    """What a run is doing right now, for status."""
+
+    run: Run
+    progress: float = 0.0
+    text: str = "queued"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What every execution needs."""
+
+    store: Store
+    book: TriggerBook
+    registry: Registry
+    announcer: Announcer
+    launcher: ChildLauncher
+    clock: Clock
+    config: TrainingConfig
+    runs_dir: Path
+    owner: str
+    timing: Timing
+
+
+@dataclass(slots=True)
+class _Ending:
+    """What is to be committed."""
+
+    run: Run
+    changed: Callable[[TriggerState], TriggerState]
+    model: Model | None = None
+    events: list[OutboxEvent] = field(default_factory=list)
+
+
+class Execution:
+    """Carries out one run: `run()` returns it ended, or raises `LeaseLost` or `StoreError` with nothing committed."""
+
+    def __init__(self, tools: Tools, run: Run, *, lease: str, epoch: int) -> None:
+        self._tools = tools
+        self._lease = lease
+        self._epoch = epoch
+        self.current = Current(run)
+        self._model: Model | None = None
+
+    @property
+    def model(self) -> Model | None:
+        """What the run brought, once it ended as `trained`."""
+        return self._model
+
+    async def run(self) -> Run:
+        """Start, train, commit. Cancelled (shutdown), it ends the child and puts the run back in the queue."""
+        tools, run_id = self._tools, self.current.run.run_id
+        run = await tools.store.start_run(
+            run_id, owner=tools.owner, lease=self._lease, epoch=self._epoch, now_ms=tools.clock.now_ms()
+        )
+        self.current.run = run
+        log.info("run_started", run_id=run_id, scenario=run.scenario, attempt=run.attempts, epoch=self._epoch)
+        work = asyncio.create_task(self._work(run), name=f"train {run.scenario}")
+        beat = asyncio.create_task(self._keep_lease(), name=f"lease {run.scenario}")
+        try:
+            await asyncio.wait((work, beat), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await beat  # raises why the lease is gone
+            return await work
+        except asyncio.CancelledError:
+            await _stop(work)
+            await self._put_back()
+            raise
+        finally:
+            await _stop(work)
+            await _stop(beat)
+
+    async def _work(self, run: Run) -> Run:
+        ending = await self._ending(run)
+        await _to_the_end(self._commit(ending))
+        await asyncio.to_thread(shutil.rmtree, self._run_dir(run), ignore_errors=True)
+        self._model = ending.model
+        log.info(
+            "run_ended", run_id=run.run_id, scenario=run.scenario, state=ending.run.state, reason=ending.run.reason,
+            model_id=ending.run.model_id, gate=None if ending.model is None else ending.model.gate_verdict,
+        )  # fmt: skip
+        return ending.run
+
+    async def _ending(self, run: Run) -> _Ending:
+        """Train, and turn whatever happened into an ending."""
+        if run.attempts > _MOST_ATTEMPTS:
+            return await self._failed(run, "interrupted", f"it was started {run.attempts - 1} times and never ended")
+        try:
+            if not await self._wanted(run):
+                return await self._skipped(
+                    run, "nothing_new: no episode or session since the last training; --force trains again"
+                )
+            given = await self._input(run)
+            end = await self._tools.launcher.run(self._run_dir(run), self._on_progress)
+            match end:
+                case Died(reason, detail):
+                    return await self._failed(run, reason, detail)
+                case Finished(result, bytes(model)):
+                    return await self._trained(run, given, result, model)
+                case Finished(result, _):
+                    return await self._skipped(run, f"nothing_to_learn: {result.reason}")
+        except (LeaseLost, StoreError):
+            raise
+        except (OSError, ValueError, WorkerError) as error:
+            log.exception("run_failed_here", run_id=run.run_id)
+            return await self._failed(run, f"internal: {type(error).__name__}", str(error))
+
+    async def _wanted(self, run: Run) -> bool:
+        """A command without force trains only where there is news; triggers look before they ask."""
+        if run.trigger.get("kind") != "command" or run.trigger.get("values", {}).get("force"):
+            return True
+        return has_news(await self._tools.book.read(run.scenario), await self._tools.store.facts(run.scenario))
+
+    async def _input(self, run: Run) -> TrainingInput:
+        self._on_progress(0.0, "reading what is stored")
+        run_dir = self._run_dir(run)
+        given = await asyncio.to_thread(frozen_before, run_dir, run)
+        if given is not None:
+            return given
+        live = await self._tools.registry.champion(run.scenario)
+        champion = None if live is None else offline_model.decode(await self._tools.registry.read(live))
+        given = await collect(
+            self._tools.store, run, config=self._tools.config, champion=champion, now_ms=self._tools.clock.now_ms()
+        )
+        await asyncio.to_thread(write_input, run_dir, given)
+        return given
+
+    def _run_dir(self, run: Run) -> Path:
+        return self._tools.runs_dir / run.run_id
+
+    def _on_progress(self, progress: float, text: str) -> None:
+        self.current.progress, self.current.text = progress, text
+
+    # ------------------------------------------------------------ endings
+
+    async def _trained(self, run: Run, given: TrainingInput, result: TrainingResult, content: bytes) -> _Ending:
+        if result.gate is None or result.run_id != run.run_id:
+            return await self._failed(run, "bad_output: the result is of another run", "")
+        now_ms = self._tools.clock.now_ms()
+        model = await self._tools.registry.prepare(
+            run,
+            content,
+            lineage=_lineage(run, given, result),
+            metrics=result.metrics,
+            verdict=result.gate,
+            now_ms=now_ms,
+        )
+        changed = partial(after_success, facts=given.facts, now_ms=now_ms, cooldown=self._tools.timing.cooldown)
+        if model.run_id != run.run_id:
+            ended = self._ended(run, "skipped", f"unchanged: it is the same model as version {model.version}", now_ms)
+            return _Ending(ended, changed, events=self._skip_events(ended, now_ms))
+        ended = replace(self._ended(run, "trained", None, now_ms), model_id=model.model_id, progress=1.0)
+        return _Ending(ended, changed, model, [self._tools.announcer.trained(ended, model, content, now_ms=now_ms)])
+
+    async def _skipped(self, run: Run, reason: str) -> _Ending:
+        now_ms = self._tools.clock.now_ms()
+        timing = self._tools.timing
+        changed = partial(after_skip, now_ms=now_ms, cooldown=max(timing.cooldown, timing.first_backoff))
+        ended = self._ended(run, "skipped", reason, now_ms)
+        return _Ending(ended, changed, events=self._skip_events(ended, now_ms))
+
+    async def _failed(self, run: Run, reason: str, detail: str) -> _Ending:
+        now_ms = self._tools.clock.now_ms()
+        changed = partial(after_failure, now_ms=now_ms, first_backoff=self._tools.timing.first_backoff)
+        state = changed(await self._tools.book.read(run.scenario))
+        last_line = detail.splitlines()[-1][:500] if detail else ""
+        ended = self._ended(run, "failed", f"{reason}: {last_line}" if last_line else reason, now_ms)
+        event = self._tools.announcer.run_failed(
+            ended, reason=reason, detail=detail, not_before_ms=state.not_before_ms, now_ms=now_ms
+        )
+        return _Ending(ended, changed, events=[event])
+
+    def _skip_events(self, ended: Run, now_ms: int) -> list[OutboxEvent]:
+        """Only whoever asked by command is told; a timer's skip would be noise."""
+        return (
+            [self._tools.announcer.run_skipped(ended, now_ms=now_ms)] if ended.trigger.get("kind") == "command" else []
+        )
+
+    def _ended(self, run: Run, state: RunState, reason: str | None, now_ms: int) -> Run:
+        return replace(
+            run, state=state, reason=reason, ended_at_ms=now_ms, epoch=self._epoch, progress=self.current.progress,
+            progress_text=state,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ lease and commit
+
+    async def _commit(self, ending: _Ending) -> None:
+        """One transaction; tried again while the store is only busy. The trigger state is changed under its lock."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            stop=stop_after_attempt(10), wait=wait_exponential(multiplier=0.2, max=10), reraise=True,
+        ):  # fmt: skip
+            with attempt:
+                async with self._tools.book.held(ending.run.scenario) as state:
+                    await self._tools.store.finish_run(
+                        ending.run,
+                        lease=self._lease,
+                        model=ending.model,
+                        trigger_state=ending.changed(state),
+                        events=ending.events,
+                    )
+
+    async def _keep_lease(self) -> None:
+        """Renew, and write progress down. Ends only by raising: `LeaseLost` when the lease cannot be kept."""
+        tools, timing = self._tools, self._tools.timing
+        clock = tools.clock
+        held_until = clock.monotonic() + timing.lease_ttl
+        renew_at = clock.monotonic() + timing.renew
+        written = (0.0, "")
+        while True:
+            await asyncio.sleep(min(timing.progress, timing.renew))
+            try:
+                if clock.monotonic() >= renew_at:
+                    if not await tools.store.renew_lease(
+                        self._lease,
+                        tools.owner,
+                        self._epoch,
+                        now_ms=clock.now_ms(),
+                        ttl_ms=round(timing.lease_ttl * 1000),
+                    ):
+                        raise LeaseLost(f"lease {self._lease} went to another worker or ran out; the training is ended")
+                    renew_at = clock.monotonic() + timing.renew
+                    held_until = clock.monotonic() + timing.lease_ttl
+                now = (self.current.progress, self.current.text)
+                if now != written:
+                    await tools.store.progress_run(self.current.run.run_id, self._epoch, *now)
+                    written = now
+            except StoreUnavailable as error:
+                log.warning("lease_not_renewed", lease=self._lease, error=str(error))
+                if clock.monotonic() >= held_until:
+                    raise LeaseLost(f"lease {self._lease} could not be renewed in time: {error}") from error
+
+    async def _put_back(self) -> None:
+        """Back to `queued`, for the next start."""
+        # LeaseLost: it had ended, or another owns it. StoreError: a run left `running` is taken over all the same.
+        with contextlib.suppress(LeaseLost, StoreError):
+            await self._tools.store.requeue_run(self.current.run.run_id, epoch=self._epoch, reason="interrupted")
+            log.info("run_interrupted", run_id=self.current.run.run_id, scenario=self.current.run.scenario)
+
+
+def _lineage(run: Run, given: TrainingInput, result: TrainingResult) -> dict[str, Any]:
+    window = given.analysis.window
+    return {
+        "window": {"lo": window.lo, "hi": window.hi},
+        "counts": {
+            "records": given.facts.records, "episodes": given.facts.episodes, "sessions": given.facts.sessions,
+            "analyzed_sessions": len(given.analysis.sessions), "held_out_sessions": given.held_out_sessions,
+        },
+        "input_sha256": result.input_sha256,
+        "config_sha256": given.config.hash,
+        "config": {"max_sessions": given.config.max_sessions, "holdout": given.config.holdout},
+        "seed": given.config.seed,
+        "versions": result.versions,
+        "trigger": run.trigger,
+        "took_ms": result.took_ms,
+        "attempt": run.attempts,
+    }  # fmt: skip
+
+
+async def _stop(task: asyncio.Task[Any]) -> None:
+    """Cancel and wait for it; what it raised is somebody else's to look at."""
+    if not task.done():
+        task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # retrieved, so that asyncio does not report it as lost
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await without being cut in the middle: a commit that is under way is waited for, then the cancel goes on."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        if not task.cancelled() and task.exception() is None:
+            log.info("commit_before_stop")
+        raise

@@ -1,0 +1,187 @@
+"""Asks each scenario's trigger, every check interval, whether to train, and requests the run where it says so.
+
+What a trigger knows comes from the store, so a restart changes nothing. The first check comes after one interval, and
+missed ticks are made up for once, not in a burst (faults 9 and 16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+
+from worker.clock import Clock
+from worker.errors import StoreError
+from worker.learning.firing import Firing, evaluate
+from worker.learning.trigger_context import TriggerContext, TriggerError, TriggerMetrics
+from worker.learning.triggers import TrainTrigger
+from worker.store.port import Facts, RollingOutcomes, ScenarioFacts, TriggerState
+from worker.training.endings import has_news
+from worker.training.runs import RunManager
+from worker.training.trigger_book import TriggerBook
+from worker.training.waiting import in_words, waiting_text
+
+log = structlog.get_logger(__name__)
+
+#: Newest closed episodes whose outcomes the quality trigger sees, and how many the drift trigger sees before them.
+_NEWEST = 100
+_EARLIER = 400
+
+
+class SchedulerStats(Struct):
+    """What happened since the start."""
+
+    checks: int = 0
+    fired: int = 0
+    trigger_errors: int = 0
+    store_errors: int = 0
+    last_check_ms: float = 0.0  # how long the last check of all scenarios took
+
+
+class TriggerScheduler:
+    """One timer for all scenarios."""
+
+    def __init__(
+        self,
+        *,
+        store: Facts,
+        book: TriggerBook,
+        runs: RunManager,
+        clock: Clock,
+        triggers: Mapping[str, TrainTrigger],
+        interval: float,
+        learn_model: str,
+    ) -> None:
+        """`learn_model`: whose episodes' outcomes count for quality and drift."""
+        self._store = store
+        self._book = book
+        self._runs = runs
+        self._clock = clock
+        self._triggers = dict(triggers)
+        self._interval = interval
+        self._learn_model = learn_model
+        self.stats = SchedulerStats()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Check every interval until `stopping`. No error of a trigger or the store ends this."""
+        while not stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval):
+                    await stopping.wait()
+            if not stopping.is_set():
+                await self.check_all()
+
+    async def check_all(self) -> None:
+        """One check of every scenario."""
+        began = self._clock.monotonic()
+        for scenario in self._triggers:
+            try:
+                await self.check(scenario)
+            except StoreError as error:
+                self.stats.store_errors += 1
+                log.warning("trigger_not_checked", scenario=scenario, error=str(error))
+        self.stats.checks += 1
+        self.stats.last_check_ms = (self._clock.monotonic() - began) * 1000
+
+    async def check(self, scenario: str) -> bool:
+        """Ask the scenario's trigger; True where a run was requested."""
+        facts = await self._store.facts(scenario)
+        state = await self._book.read(scenario)
+        if await self._reason_not_to_ask(facts, state):
+            return False
+        try:
+            firing = evaluate(self._triggers[scenario], await self._context(facts, state))
+        except TriggerError as error:
+            await self._note_error(scenario, str(error))
+            return False
+        if firing is None:
+            return False
+        run = await self._runs.request(scenario, trigger=_as_trigger(firing))
+        if run.state != "queued":
+            return False
+        self.stats.fired += 1
+        log.info("trigger_fired", scenario=scenario, rule=firing.rule, run_id=run.run_id, **firing.values)
+        return True
+
+    async def waiting_for(self, scenario: str) -> str:
+        """What the next automatic run of the scenario waits for, in words."""
+        facts = await self._store.facts(scenario)
+        state = await self._book.read(scenario)
+        reason = await self._reason_not_to_ask(facts, state)
+        if reason is not None:
+            return reason
+        try:
+            return waiting_text(self._triggers[scenario], await self._context(facts, state))
+        except Exception as error:  # noqa: BLE001 - the trigger may be the user's own
+            return f"its trigger, which fails: {type(error).__name__}: {error}"
+
+    async def _reason_not_to_ask(self, facts: ScenarioFacts, state: TriggerState) -> str | None:
+        """Why no trigger is asked, cheapest first: a check costs the same however much is stored."""
+        if self._runs.current(facts.scenario) is not None:
+            return "a training is running"
+        reason = self._reason_to_rest(facts, state)
+        if reason is None and await self._runs.unfinished(facts.scenario):
+            return "a training is queued"
+        if reason is None and state.failures and await self._runs.held(facts.scenario):
+            return f"new data: {state.failures} trainings failed, the last on these very records; or --force"
+        return reason
+
+    def _reason_to_rest(self, facts: ScenarioFacts, state: TriggerState) -> str | None:
+        if state.paused:
+            return "paused; go on with: swarm-worker resume"
+        if not has_news(state, facts):
+            return "new episodes or sessions"
+        now_ms = self._clock.now_ms()
+        wait_ms = state.not_before_ms - now_ms
+        # Before the attempt that set the wait: the clock was set back, and nobody must wait for it to catch up (fault 20).
+        if wait_ms > 0 and now_ms >= (state.last_attempt_at_ms or 0):
+            why = f"after {state.failures} failed trainings" if state.failures else "cool-down"
+            return f"{in_words(wait_ms)} more ({why})"
+        return None
+
+    async def _context(self, facts: ScenarioFacts, state: TriggerState) -> TriggerContext:
+        sample = await self._store.rolling_outcomes(facts.scenario, learn_model=self._learn_model, sample=_NEWEST)
+        wider = await self._store.rolling_outcomes(
+            facts.scenario, learn_model=self._learn_model, sample=_NEWEST + _EARLIER
+        )
+        newest, both = _metrics(sample), _metrics(wider)
+        return TriggerContext(
+            event_count=facts.episodes,
+            session_count=facts.sessions,
+            now_ms=self._clock.now_ms(),
+            first_record_at_ms=facts.first_record_at_ms,
+            last_train_at_ms=state.last_success_at_ms,
+            last_train_count=state.trained_episodes,
+            last_train_sessions=state.trained_sessions,
+            metrics=newest,
+            earlier=None if newest is None or both is None else both.before(newest),
+        )
+
+    async def _note_error(self, scenario: str, error: str) -> None:
+        """A trigger error counts as "no", and is logged, counted and kept to be shown (fault 12)."""
+        self.stats.trigger_errors += 1
+        log.error("trigger_error", scenario=scenario, error=error)
+        await self._book.change(
+            scenario,
+            lambda state: replace(state, trigger_errors=state.trigger_errors + 1, last_trigger_error=error[:500]),
+        )
+
+
+def _metrics(outcomes: RollingOutcomes | None) -> TriggerMetrics | None:
+    if outcomes is None:
+        return None
+    return TriggerMetrics(
+        sample_count=outcomes.sample_count, success_rate=outcomes.success_rate, avg_score=outcomes.avg_score
+    )
+
+
+def _as_trigger(firing: Firing) -> dict[str, Any]:
+    return {
+        "kind": firing.kind, "values": {**firing.values, "thresholds": firing.thresholds, "rule": firing.rule},
+        "by": "trigger",
+    }  # fmt: skip
