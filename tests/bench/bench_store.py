@@ -101,7 +101,8 @@ def beside(kind: str | None) -> Iterator[None]:
 
 
 def emit(case: str, **figures: object) -> None:
-    print(json.dumps({"bench": "store", "case": case, **figures}), flush=True)
+    sys.stdout.write(json.dumps({"bench": "store", "case": case, **figures}) + "\n")
+    sys.stdout.flush()
 
 
 async def ingest(store: Store, work: list[list[IncomingBatch]]) -> float:
@@ -230,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

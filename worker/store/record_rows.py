@@ -1,8 +1,8 @@
 """Records as rows: what stands in the `body` of a stored record, and back.
 
-A body is a JSON array: the bits of the explicit nulls, then the record's values in the order of its type's fields, `null`
-for what was not sent. Of an action `task_id` is left out, since the row itself belongs to the task. JSON keeps 1 and 1.0
-apart, and an operator can read it and query it (`body ->> 3` is an action's name).
+A body is a JSON array: the bits of the explicit nulls, then the record's values in the order of its type's fields,
+`null` for what was not sent. Of an action `task_id` is left out, since the row itself belongs to the task. JSON keeps 1
+and 1.0 apart, and an operator can read it and query it (`body ->> 3` is an action's name).
 
 Fields may be added at the end of a type and only there: an older body is shorter, and the rest takes its default.
 """
@@ -53,6 +53,11 @@ def kind_named(name: str) -> int:
     if kind is None:
         raise NotFound(f"there is no record type {name!r}; the types are {', '.join(_KIND_OF_NAME)}")
     return kind
+
+
+def type_of(kind: int) -> type[Any]:
+    """The record type of this number."""
+    return TYPES[kind]
 
 
 def action_body(record: ActionRecord, nulls: int) -> str:

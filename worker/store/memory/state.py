@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from worker.clock import Clock
 from worker.errors import StoreUnavailable
+from worker.store.memory.scenario_log import ScenarioLog
 from worker.store.port import ScenarioFacts
 
 
@@ -13,11 +16,21 @@ class State:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.scenarios: dict[str, ScenarioFacts] = {}
+        self._logs: dict[str, ScenarioLog] = {}
         self.is_open = False
 
     def facts(self, scenario: str) -> ScenarioFacts:
         """The scenario's counters, made now where it is new."""
         return self.scenarios.setdefault(scenario, ScenarioFacts(scenario=scenario))
+
+    def log(self, scenario: str) -> ScenarioLog:
+        """The scenario's log, made now where it is new; the scenario itself becomes known by its facts."""
+        return self._logs.setdefault(scenario, ScenarioLog())
+
+    def copy_of_facts(self, scenario: str) -> ScenarioFacts:
+        """The counters as they are now; a scenario nobody stored for has all of them 0 and stays unknown."""
+        known = self.scenarios.get(scenario)
+        return ScenarioFacts(scenario=scenario) if known is None else replace(known)
 
     def require_open(self) -> None:
         """Raise `StoreUnavailable` unless the store is open, as every store does."""

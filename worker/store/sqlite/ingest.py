@@ -1,7 +1,7 @@
 """One group on its way into the log: identities, records, tasks, sessions and counters, in few statements.
 
-Statements are counted, not rows: each step of SQLite gives up the interpreter's lock, and beside a busy event loop it is
-the getting back that costs. A group without conflicts takes about twenty steps, whether it holds 64 records or 6,400.
+Statements are counted, not rows: each step of SQLite gives up the interpreter's lock, and beside a busy event loop it
+is the getting back that costs. A group without conflicts takes about twenty steps, whether of 64 records or of 6,400.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class GroupIngest:
     def _find_tasks(self, scope: _Scope, wanted: set[str]) -> None:
         for task_id, number, actions, session_no in self._find("find_tasks", scope, wanted):
             scope.tasks[task_id] = _Task(number, task_id, actions, session_no)
-        for task_id in wanted - scope.tasks.keys():
+        for task_id in sorted(wanted - scope.tasks.keys()):
             self._numbers.task_no += 1
             scope.tasks[task_id] = _Task(self._numbers.task_no, task_id, 0, None, new=True)
 
@@ -243,7 +243,7 @@ class GroupIngest:
         for session_id, number, position in self._find("find_sessions", scope, wanted):
             scope.sessions[session_id] = _Session(number, position)
         new = []
-        for session_id in wanted - scope.sessions.keys():
+        for session_id in sorted(wanted - scope.sessions.keys()):
             self._numbers.session_no += 1
             scope.sessions[session_id] = _Session(self._numbers.session_no, None, new=True)
             new.append((self._numbers.session_no, scope.number, session_id))

@@ -1,4 +1,4 @@
-"""The small numbers that stand for scenarios, producers, batches, tasks and sessions, given out by the writer's thread."""
+"""Small numbers for scenarios, producers, batches, tasks and sessions, given out in the writer's thread."""
 
 from __future__ import annotations
 
