@@ -1,4 +1,4 @@
-"""Contract of `RunLedger` and the trigger state, on every store."""
+"""Contract of `RunLedger`, on every store: runs. Their leases are in test_ledger_leases.py."""
 
 from __future__ import annotations
 
@@ -99,80 +99,6 @@ async def everything(store: Store) -> tuple[object, ...]:
         await store.trigger_state("S"),
         await store.events(),
     )
-
-
-# ---------------------------------------------------------------- leases
-
-
-async def test_a_lease_is_refused_to_others_while_it_is_valid(store: Store) -> None:
-    assert await lease(store, "a") == 1
-    assert await store.acquire_lease("train.S", "b", now_ms=NOW + TTL, ttl_ms=TTL) is None
-
-
-async def test_a_holder_that_acquires_again_keeps_its_epoch_and_prolongs(store: Store) -> None:
-    """Otherwise asking twice would fence one's own run."""
-    await lease(store, "a")
-    assert await lease(store, "a", now_ms=NOW + 10_000) == 1
-    assert await store.acquire_lease("train.S", "b", now_ms=NOW + 20_000, ttl_ms=TTL) is None
-
-
-async def test_a_take_over_after_expiry_bumps_the_epoch(store: Store) -> None:
-    await lease(store, "a")
-    assert await lease(store, "b", now_ms=NOW + TTL + 1) == 2
-    assert not await store.renew_lease("train.S", "a", 1, now_ms=NOW + TTL + 1, ttl_ms=TTL)
-
-
-async def test_a_holder_that_let_its_lease_expire_gets_a_new_epoch(store: Store) -> None:
-    await lease(store, "a")
-    assert not await store.renew_lease("train.S", "a", 1, now_ms=NOW + TTL + 1, ttl_ms=TTL)
-    assert await lease(store, "a", now_ms=NOW + TTL + 1) == 2
-
-
-async def test_a_renewed_lease_lasts_from_the_renewal(store: Store) -> None:
-    await lease(store, "a")
-    assert await store.renew_lease("train.S", "a", 1, now_ms=NOW + 10_000, ttl_ms=TTL)
-    assert await store.acquire_lease("train.S", "b", now_ms=NOW + TTL + 1, ttl_ms=TTL) is None
-    assert await lease(store, "b", now_ms=NOW + 10_000 + TTL + 1) == 2
-
-
-async def test_a_released_lease_is_free_at_once_and_never_repeats_an_epoch(store: Store) -> None:
-    await lease(store, "a")
-    await store.release_lease("train.S", "a", 1)
-    assert not await store.renew_lease("train.S", "a", 1, now_ms=NOW, ttl_ms=TTL)
-    assert await lease(store, "b") == 2
-    await store.release_lease("train.S", "b", 2)
-    assert await lease(store, "b") == 3
-
-
-async def test_a_zombie_cannot_release_the_lease_of_its_successor(store: Store) -> None:
-    await lease(store, "a")
-    await lease(store, "b", now_ms=NOW + TTL + 1)
-    await store.release_lease("train.S", "a", 1)
-    assert await store.renew_lease("train.S", "b", 2, now_ms=NOW + TTL + 2, ttl_ms=TTL)
-
-
-async def test_leases_of_different_names_are_apart(store: Store) -> None:
-    assert await store.acquire_lease("train.S", "a", now_ms=NOW, ttl_ms=TTL) == 1
-    assert await store.acquire_lease("train.T", "b", now_ms=NOW, ttl_ms=TTL) == 1
-
-
-async def test_a_clock_that_stepped_back_holds_no_lease_for_longer_than_it_was_granted(store: Store) -> None:
-    """A lease of the future would be nobody's to take until the clock is there again."""
-    await lease(store, "a", now_ms=NOW + 3_600_000)
-    assert await lease(store, "b", now_ms=NOW) == 2
-
-
-async def test_a_clock_that_stepped_back_a_little_takes_no_lease_away(store: Store) -> None:
-    await lease(store, "a")
-    assert await store.acquire_lease("train.S", "b", now_ms=NOW - TTL, ttl_ms=TTL) is None
-    assert await store.renew_lease("train.S", "a", 1, now_ms=NOW - TTL, ttl_ms=TTL)
-
-
-async def test_epochs_survive_reopening(store: Store, reopen: Reopen) -> None:
-    await lease(store, "a")
-    async with reopen(store) as again:
-        assert await again.acquire_lease("train.S", "b", now_ms=NOW, ttl_ms=TTL) is None
-        assert await lease(again, "b", now_ms=NOW + TTL + 1) == 2
 
 
 # ---------------------------------------------------------------- creating and starting
@@ -464,32 +390,3 @@ async def test_runs_are_listed_newest_first_by_scenario_and_state(store: Store) 
     assert [run.run_id for run in await store.runs("S", states=["queued"])] == ["r3", "r1"]
     assert [run.run_id for run in await store.runs(states=["queued", "running"], limit=3)] == ["other", "r3", "r2"]
     assert await store.runs("S", states=["trained"]) == []
-
-
-# ---------------------------------------------------------------- trigger state
-
-
-async def test_a_scenario_that_never_trained_has_an_empty_state(store: Store) -> None:
-    assert await store.trigger_state("S") == TriggerState(scenario="S")
-
-
-async def test_trigger_state_survives_reopening(store: Store, reopen: Reopen) -> None:
-    state = TriggerState(
-        scenario="S",
-        trained_upto=7,
-        trained_episodes=3,
-        trained_sessions=2,
-        last_success_at_ms=NOW,
-        last_attempt_at_ms=NOW + 1,
-        failures=2,
-        not_before_ms=NOW + 60_000,
-        trigger_errors=1,
-        last_trigger_error="quality: no such model",
-        paused=True,
-    )
-    await store.save_trigger_state(TriggerState(scenario="S", failures=1))
-    await store.save_trigger_state(state)
-    await store.save_trigger_state(TriggerState(scenario="T", failures=5))
-    async with reopen(store) as again:
-        assert await again.trigger_state("S") == state
-        assert (await again.trigger_state("T")).failures == 5
