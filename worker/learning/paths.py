@@ -50,7 +50,7 @@ def _is_good(seen: OkBad) -> bool:
 
 
 def _starts(transitions: EpisodeTransitions, steps: dict[str, dict[str, OkBad]]) -> list[str]:
-    """Where successful episodes began; where nobody counted that, actions that are never or rarely a target.
+    """Where successful episodes began; where no good step leads on from there, actions that are rarely a target.
 
     In a world where every action follows some other, all of them are starts.
     """
