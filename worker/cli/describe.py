@@ -51,7 +51,10 @@ def masked(settings: Settings) -> dict[str, Any]:
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: item.model_dump(exclude_none=True) if hasattr(item, "model_dump") else item for key, item in value.items()}
+        return {
+            key: item.model_dump(exclude_none=True) if hasattr(item, "model_dump") else item
+            for key, item in value.items()
+        }
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,327 @@
+"""The composition root: the only module that knows everyone. Chooses the parts and puts them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from worker.broker.control import ControlListener
+from worker.broker.port import Delivery
+from worker.broker.publisher import RabbitPublisher
+from worker.broker.session import Session
+from worker.broker.subscriber import Subscriber
+from worker.broker.url import BrokerUrl, parse_amqp_url
+from worker.broker.watchdog import Watchdog
+from worker.clock import Clock, SystemClock
+from worker.configuration import apply_mode_of, learn_models_of, outcome_model, rules_of, trigger_of
+from worker.control import Control
+from worker.episodes.model import LearnModel
+from worker.episodes.rules import Rules
+from worker.errors import ConfigurationError
+from worker.intake import Intake
+from worker.learning.triggers import TrainTrigger
+from worker.life import Parts, Worker
+from worker.models.announce import Announcer
+from worker.models.applicators.files import FilesApplicator
+from worker.models.applicators.noop import NoopApplicator
+from worker.models.applicators.port import Applicator
+from worker.models.applicators.webhook import WebhookApplicator
+from worker.models.applier import Applier
+from worker.models.files import ModelFiles
+from worker.models.gate import gate_config
+from worker.models.registry import Registry
+from worker.operations import Operations
+from worker.ops.health import HealthServer
+from worker.ops.metrics import make_registry
+from worker.outbox import OutboxRelay
+from worker.projector import Projector
+from worker.settings import Settings, load_settings
+from worker.sink.batcher import Limits
+from worker.sink.sink import Sink
+from worker.status import StatusReporter
+from worker.store import open_store
+from worker.store.port import Store
+from worker.training.child import ChildLauncher
+from worker.training.execution import Timing, Tools
+from worker.training.inputs import TrainingConfig
+from worker.training.modes import parse_mode, require_runnable
+from worker.training.runs import RunManager
+from worker.training.scheduler import TriggerScheduler
+from worker.training.trigger_book import TriggerBook
+from worker.wire.signing import parse_keys
+
+
+class WorkerBuilder:
+    """Makes a worker with parts of one's own (the original's `DaemonBuilder`); what is not given comes from settings."""
+
+    def __init__(self, settings: Settings | None = None, **flags: Any) -> None:
+        """`flags` are settings by name, such as `scenarios="a,b"` or `apply_mode="auto"`."""
+        self._settings = settings or load_settings(**flags)
+        self._clock: Clock = SystemClock()
+        self._store: Store | None = None
+        self._applicator: Applicator | None = None
+        self._triggers: dict[str | None, TrainTrigger] = {}
+        self._learn_models: dict[str | None, Sequence[LearnModel]] = {}
+
+    def clock(self, clock: Clock) -> Self:
+        """Time from elsewhere."""
+        self._clock = clock
+        return self
+
+    def store(self, store: Store) -> Self:
+        """A store of one's own, not opened yet."""
+        self._store = store
+        return self
+
+    def trigger(self, trigger: TrainTrigger, scenario: str | None = None) -> Self:
+        """A trigger for one scenario, or for all that have none of their own."""
+        self._triggers[scenario] = trigger
+        return self
+
+    def learn_models(self, *models: LearnModel, scenario: str | None = None) -> Self:
+        """Learn models for one scenario, or for all that have none of their own."""
+        self._learn_models[scenario] = models
+        return self
+
+    def applicator(self, applicator: Applicator) -> Self:
+        """How models reach those who use them."""
+        self._applicator = applicator
+        return self
+
+    def build(self) -> Worker:
+        """The worker. Raises `ConfigurationError` for everything that would otherwise fail only later."""
+        settings = self._settings
+        require_runnable(parse_mode(settings.processor_mode))
+        if not settings.scenarios:
+            raise ConfigurationError("no scenario to serve; set SWARM_SCENARIOS, for example SWARM_SCENARIOS=checkout,search")
+        triggers, models = self._triggers, self._learn_models
+        kit = _Kit(
+            settings=settings,
+            clock=self._clock,
+            url=parse_amqp_url(
+                settings.amqp_url.get_secret_value(),
+                ca_file=settings.amqp_ca_file,
+                allow_plaintext=settings.amqp_allow_plaintext,
+            ),
+            keys=control_keys(settings),
+            store=self._store or open_store(settings.effective_store_url, self._clock),
+            applicator=self._applicator or _applicator(settings),
+            rules={name: rules_of(settings, name) for name in settings.scenarios},
+            triggers={
+                name: triggers.get(name) or triggers.get(None) or trigger_of(settings, name)
+                for name in settings.scenarios
+            },
+            learn_models={
+                name: models.get(name) or models.get(None) or learn_models_of(settings, name)
+                for name in settings.scenarios
+            },
+        )
+        return Worker(settings, kit.assemble)
+
+
+def control_keys(settings: Settings) -> Mapping[str, bytes]:
+    """The keys of SWARM_CONTROL_KEY by id; none where it is not set."""
+    if settings.control_key is None:
+        return {}
+    try:
+        return parse_keys(settings.control_key.get_secret_value())
+    except ValueError as error:
+        raise ConfigurationError(f"SWARM_CONTROL_KEY: {error}") from None
+
+
+def _applicator(settings: Settings) -> Applicator:
+    match settings.applicator:
+        case "files":
+            return FilesApplicator(settings.data_dir)
+        case "webhook" if settings.webhook_url is not None:
+            return WebhookApplicator(settings.webhook_url, key=settings.webhook_key)
+        case _:
+            return NoopApplicator()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kit:
+    """Everything that was chosen; `assemble` makes the parts of it."""
+
+    settings: Settings
+    clock: Clock
+    url: BrokerUrl
+    keys: Mapping[str, bytes]
+    store: Store
+    applicator: Applicator
+    rules: Mapping[str, Rules]
+    triggers: Mapping[str, TrainTrigger]
+    learn_models: Mapping[str, Sequence[LearnModel]]
+
+    def assemble(self, worker: Worker) -> Parts:
+        """Put the parts together; each gets what it needs and knows nothing of the rest."""
+        settings, store, clock, scenarios = self.settings, self.store, self.clock, self.settings.scenarios
+        consume, publish, command = (Session(role, self.url) for role in ("consume", "publish", "control"))
+        inbox: asyncio.Queue[Delivery] = asyncio.Queue(settings.prefetch * len(scenarios))
+        subscribers = {
+            name: Subscriber(consume, name, inbox, prefetch=settings.prefetch, topology=settings.topology)
+            for name in scenarios
+        }
+        intake = Intake(subscribers)
+        relay = OutboxRelay(store, RabbitPublisher(publish), clock)
+        sink = Sink(
+            store,
+            clock,
+            self.rules.__getitem__,
+            settle=_Settler(subscribers).settle,
+            limits=Limits(messages=settings.batch_messages, bytes=settings.batch_bytes, age=settings.batch_age),
+            on_stored=lambda: projector.wake(),  # noqa: PLW0108 - made below, since it asks the sink whether it is busy
+            on_store_down=lambda reason: intake.hold("store", f"store: {reason}"),
+            on_store_up=lambda: intake.release("store"),
+        )
+        projector = Projector(
+            store,
+            clock,
+            rules_of=self.rules.__getitem__,
+            models_of=self.learn_models.__getitem__,
+            idle_ms=round(settings.idle_timeout * 1000),
+            busy=sink.busy,
+        )
+        registry = Registry(store, ModelFiles(settings.data_dir))
+        applier = Applier(
+            store=store,
+            registry=registry,
+            applicator=self.applicator,
+            clock=clock,
+            mode_of=lambda name: apply_mode_of(settings, name),
+            max_history=settings.max_history,
+            on_event=relay.wake,
+        )
+        book = TriggerBook(store)
+        runs = RunManager(
+            self._training_tools(book, registry, worker.boot_id), applier, scenarios=scenarios, on_event=relay.wake
+        )
+        scheduler = TriggerScheduler(
+            store=store,
+            book=book,
+            runs=runs,
+            clock=clock,
+            triggers=self.triggers,
+            interval=settings.check_interval,
+            learn_models={name: outcome_model(models) for name, models in self.learn_models.items()},
+        )
+        listener = ControlListener(
+            command,
+            RabbitPublisher(command),
+            worker_id=settings.worker_id,
+            boot_id=worker.boot_id,
+            scenarios=scenarios,
+            topology=settings.topology,
+        )
+        watchdogs = {name: Watchdog(subscriber) for name, subscriber in subscribers.items()}
+        status = StatusReporter(
+            worker_id=settings.worker_id,
+            boot_id=worker.boot_id,
+            started_at_ms=clock.now_ms(),
+            scenarios=scenarios,
+            clock=clock,
+            store=store,
+            sink=sink,
+            intake=intake,
+            projector=projector,
+            scheduler=scheduler,
+            runs=runs,
+            relay=relay,
+            sessions=(consume, publish, command),
+            subscribers=subscribers,
+            watchdogs=watchdogs,
+            triggers={name: trigger.describe() for name, trigger in self.triggers.items()},
+        )
+        operations = Operations(
+            scenarios=scenarios,
+            store=store,
+            clock=clock,
+            runs=runs,
+            book=book,
+            applier=applier,
+            registry=registry,
+            projector=projector,
+            intake=intake,
+            rules_of=self.rules.__getitem__,
+            status=status.report,
+            stop_and_drain=worker.stop_and_drain,
+        )
+        control = Control(
+            listener,
+            store,
+            clock,
+            operations.carry_out,
+            worker_id=settings.worker_id,
+            scenarios=frozenset(scenarios),
+            keys=self.keys,
+        )
+        return Parts(
+            store=store,
+            applicator=self.applicator,
+            sessions=(consume, publish, command),
+            inbox=inbox,
+            subscribers=subscribers,
+            watchdogs=watchdogs,
+            intake=intake,
+            sink=sink,
+            projector=projector,
+            scheduler=scheduler,
+            runs=runs,
+            applier=applier,
+            registry=registry,
+            relay=relay,
+            listener=listener,
+            control=control,
+            status=status,
+            http=self._http(status),
+        )
+
+    def _training_tools(self, book: TriggerBook, registry: Registry, boot_id: str) -> Tools:
+        settings = self.settings
+        return Tools(
+            store=self.store,
+            book=book,
+            registry=registry,
+            announcer=Announcer(settings.worker_id),
+            launcher=ChildLauncher(timeout=settings.training_timeout, memory_mb=settings.training_memory_mb),
+            clock=self.clock,
+            config=TrainingConfig(
+                max_sessions=settings.max_sessions, holdout=settings.holdout, gate=gate_config(settings)
+            ),
+            runs_dir=settings.data_dir / "runs",
+            owner=f"{settings.worker_id}.{boot_id}",
+            timing=Timing(cooldown=settings.training_cooldown, first_backoff=settings.training_backoff),
+        )
+
+    def _http(self, status: StatusReporter) -> HealthServer:
+        registry, collector = make_registry()
+
+        async def refresh() -> None:
+            collector.status = await status.report()
+
+        return HealthServer(
+            host=self.settings.http_host,
+            port=self.settings.http_port,
+            registry=registry,
+            refresh=refresh,
+            ready=status.problems,
+            status=status.report,
+        )
+
+
+class _Settler:
+    """Acknowledges a stored group, each scenario's deliveries by its own subscriber, in few frames."""
+
+    def __init__(self, subscribers: Mapping[str, Subscriber]) -> None:
+        self._subscribers = subscribers
+
+    async def settle(self, deliveries: Sequence[Delivery]) -> None:
+        """See `sink.Settle`."""
+        groups: defaultdict[str, list[Delivery]] = defaultdict(list)
+        for delivery in deliveries:
+            groups[delivery.scenario].append(delivery)
+        for scenario, group in groups.items():
+            await self._subscribers[scenario].ack_many(group)

@@ -1,0 +1,121 @@
+"""`swarm-worker check`: finds faults of settings, broker, permissions, topology and store, and names the cure of each."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import AsyncIterator
+
+import click
+from msgspec import Struct
+
+from worker.app import WorkerBuilder, control_keys
+from worker.broker.faults import BROKER_ERRORS, describe
+from worker.broker.session import Session
+from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
+from worker.broker.url import parse_amqp_url
+from worker.cli.common import console, json_option, print_json, run_async, settings_options
+from worker.clock import SystemClock
+from worker.errors import ConfigurationError, StoreError, WorkerError
+from worker.settings import Settings
+from worker.store import open_store
+
+_LEAST_FREE = 500_000_000
+_BROKER_SECONDS = 10.0
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing looked at."""
+
+    what: str
+    good: bool
+    detail: str
+
+
+@click.command()
+@json_option
+@settings_options()
+def check(*, settings: Settings, as_json: bool) -> None:
+    """Check everything the worker needs, changing nothing that is there; exit 78 where something is wrong."""
+    findings = run_async(_collect(settings, quiet=as_json))
+    bad = [finding for finding in findings if not finding.good]
+    if as_json:
+        print_json({"good": not bad, "findings": findings})
+    else:
+        click.echo(f"\n{len(bad)} of {len(findings)} checks found a fault" if bad else "\neverything is fine")
+    if bad:
+        sys.exit(ConfigurationError.exit_code)
+
+
+async def _collect(settings: Settings, *, quiet: bool) -> list[Finding]:
+    findings = []
+    async for finding in _findings(settings):
+        findings.append(finding)
+        if not quiet:
+            mark = "[green]ok  [/green]" if finding.good else "[red]BAD [/red]"
+            console().print(mark, end="")
+            console().print(f"{finding.what}: {finding.detail}", markup=False)
+    return findings
+
+
+async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        WorkerBuilder(settings).build()
+        control_keys(settings)
+        yield Finding(what="settings", good=True, detail=f"scenarios {', '.join(settings.scenarios)}")
+    except ConfigurationError as error:
+        yield Finding(what="settings", good=False, detail=str(error))
+    yield _disk(settings)
+    yield await _store(settings)
+    async for finding in _broker(settings):
+        yield finding
+
+
+def _disk(settings: Settings) -> Finding:
+    place = settings.data_dir
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    good = free >= _LEAST_FREE
+    cure = "" if good else f"; free at least {_LEAST_FREE // 1_000_000} MB, or set SWARM_DATA_DIR"
+    return Finding(what="disk", good=good, detail=f"{free // 1_000_000:,} MB free for {settings.data_dir}{cure}")
+
+
+async def _store(settings: Settings) -> Finding:
+    try:
+        # Read-only: a running worker holds the lock, and its own /ready says whether it can write.
+        store = open_store(settings.effective_store_url, SystemClock(), read_only=True)
+        await store.open()
+        try:
+            facts = await store.describe()
+        finally:
+            await store.close()
+    except (StoreError, WorkerError) as error:
+        return Finding(what="store", good=False, detail=str(error))
+    return Finding(what="store", good=True, detail=", ".join(f"{key} {value}" for key, value in facts.items()))
+
+
+async def _broker(settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        url = parse_amqp_url(
+            settings.amqp_url.get_secret_value(),
+            ca_file=settings.amqp_ca_file,
+            allow_plaintext=settings.amqp_allow_plaintext,
+        )
+        session = Session("control", url, start_timeout=_BROKER_SECONDS)
+        await session.start()
+    except WorkerError as error:
+        yield Finding(what="broker", good=False, detail=str(error))
+        return
+    try:
+        yield Finding(what="broker", good=True, detail=f"RabbitMQ {session.version} at {url.masked}")
+        for scenario in settings.scenarios:
+            try:
+                await ensure_topology(session, [*shared_objects(), *scenario_objects(scenario)], settings.topology)
+                detail = "its objects are there, equal to what is needed, and this user may use them"
+                yield Finding(what=f"broker objects of {scenario}", good=True, detail=detail)
+            except (WorkerError, *BROKER_ERRORS) as error:
+                detail = str(error) if isinstance(error, WorkerError) else describe(error)
+                yield Finding(what=f"broker objects of {scenario}", good=False, detail=detail)
+    finally:
+        await session.close()

@@ -1,0 +1,251 @@
+"""The commands that a running worker carries out: sent over `swarm.control`, answered on a queue of our own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import click
+from rich.status import Status as Spinner
+
+from worker.app import control_keys
+from worker.broker.control_client import ControlClient, Reply
+from worker.broker.port import OutgoingMessage
+from worker.broker.session import Session
+from worker.broker.url import parse_amqp_url
+from worker.cli.common import (
+    PLACES,
+    any_scenario_option,
+    console,
+    json_option,
+    print_json,
+    run_async,
+    scenario_option,
+    settings_options,
+    table,
+)
+from worker.errors import NoAnswer, WorkerError
+from worker.settings import Settings
+from worker.wire.commands import (
+    Apply,
+    Args,
+    Command,
+    Pause,
+    Rebuild,
+    ReplayQuarantine,
+    Resume,
+    Rollback,
+    Shutdown,
+    TrainNow,
+    decode_command,
+    encode_command,
+    routing_key_for,
+)
+from worker.wire.reasons import Rejection
+from worker.wire.signing import MAX_LIFETIME, sign
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: How long to wait for the first word of a worker, in s.
+_FIRST_ANSWER = 15.0
+_FAILED = 1
+
+
+def _sending(command: F) -> F:
+    """Options of every command that is sent."""
+    for option in (
+        click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="seconds to wait"),
+        click.option("--wait", is_flag=True, help="wait for the end and say what came of it"),
+        json_option,
+        settings_options(*PLACES),
+    ):
+        command = option(command)
+    return command
+
+
+@asynccontextmanager
+async def control_client(settings: Settings) -> AsyncIterator[ControlClient]:
+    """A way to send commands, signed where there is a key."""
+    url = parse_amqp_url(
+        settings.amqp_url.get_secret_value(),
+        ca_file=settings.amqp_ca_file,
+        allow_plaintext=settings.amqp_allow_plaintext,
+    )
+    keys = control_keys(settings)
+
+    def signature(message: OutgoingMessage) -> dict[str, str]:
+        command = decode_command(message.body)
+        if isinstance(command, Rejection):
+            raise WorkerError(f"this command would be refused: {command.detail}")
+        return sign(
+            command,
+            message.body,
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            message_id=message.message_id,
+            keys=keys,
+        )
+
+    session = Session("control", url, start_timeout=_FIRST_ANSWER)
+    await session.start()
+    client = ControlClient(session, client_id=uuid4().hex, sign=signature if keys else None)
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.close()
+        await session.close()
+
+
+def send(
+    client: ControlClient, command: Command, *, timeout: float, worker_id: str | None = None
+) -> AsyncIterator[Reply]:
+    """Send a command and yield what a worker answers."""
+    return client.send(
+        routing_key=routing_key_for(command.command, scenario=command.scenario, worker_id=worker_id),
+        command_id=command.command_id,
+        body=encode_command(command),
+        timeout=timeout,
+    )
+
+
+def make_command(name: str, args: Args, scenario: str | None) -> Command:
+    """A command of now, under a fresh id; it expires, so that nobody can hold it back and let it loose later."""
+    now_ms = time.time_ns() // 1_000_000
+    return Command(
+        command=name,
+        command_id=str(uuid4()),
+        args=args,
+        scenario=scenario,
+        issued_at_ms=now_ms,
+        expires_at_ms=now_ms + MAX_LIFETIME,
+    )
+
+
+def _carry(
+    settings: Settings, name: str, args: Args, scenario: str | None, *, wait: bool, as_json: bool, timeout: float,
+    worker_id: str | None = None,
+) -> None:  # fmt: skip
+    """Send, follow, print, and exit with 1 where it was refused or failed."""
+    reply = run_async(_follow(settings, make_command(name, args, scenario), wait, as_json, timeout, worker_id))
+    if as_json:
+        print_json({"command": name, **{n: getattr(reply, n) for n in reply.__struct_fields__}})
+    elif reply.status == "accepted":
+        click.echo(f"{name} was accepted by {reply.worker}; --wait shows what comes of it")
+    elif reply.error:
+        click.echo(f"{name} was {reply.status} by {reply.worker}: {reply.error}", err=True)
+    else:
+        rows = [(key, value) for key, value in reply.result.items() if value is not None]
+        table(f"{name}: {reply.status} by {reply.worker}", ("what", "value"), rows, empty=f"{name}: {reply.status}")
+    if reply.status in ("refused", "failed"):
+        sys.exit(_FAILED)
+
+
+async def _follow(
+    settings: Settings, command: Command, wait: bool, as_json: bool, timeout: float, worker_id: str | None
+) -> Reply:
+    spinner = None if as_json or not sys.stderr.isatty() else Spinner(f"{command.command} ...", console=console())
+    if spinner is not None:
+        spinner.start()
+    try:
+        async with control_client(settings) as client:
+            patience = timeout if wait else _FIRST_ANSWER
+            async for reply in send(client, command, timeout=patience, worker_id=worker_id):
+                if reply.final or not wait:
+                    return reply
+                if spinner is not None:
+                    spinner.update(f"{command.command}: accepted by {reply.worker}")
+    finally:
+        if spinner is not None:
+            spinner.stop()
+    raise NoAnswer(f"nobody answered {command.command}; is a worker running, with this broker and scenario?")
+
+
+@click.command("train-now")
+@scenario_option
+@click.option("--kind", type=click.Choice(["offline", "lora"]), help="what to train; default: as processor_mode says")
+@click.option("--apply/--no-apply", "apply_", default=None, help="apply or not, whatever apply_mode says")
+@click.option("--force", is_flag=True, help="also where nothing is new")
+@click.option("--dry-run", is_flag=True, help="only say what would be trained")
+@_sending
+def train_now(
+    *, settings: Settings, scenario: str, kind: Any, apply_: bool | None, force: bool, dry_run: bool, **how: Any
+) -> None:
+    """Train a scenario now."""
+    _carry(settings, "train-now", TrainNow(kind=kind, apply=apply_, force=force, dry_run=dry_run), scenario, **how)
+
+
+@click.command()
+@scenario_option
+@click.option("--model", help="id, version or alias; default: the candidate")
+@click.option("--force", is_flag=True, help="also where the gate did not bless it")
+@_sending
+def apply(*, settings: Settings, scenario: str, model: str | None, force: bool, **how: Any) -> None:
+    """Make a model the live one."""
+    number = int(model) if model is not None and model.isdecimal() and len(model) < 10 else None  # noqa: PLR2004 - an id is longer
+    args = Apply(model_id=None if number is not None else model, version=number, force=force)
+    _carry(settings, "apply", args, scenario, **how)
+
+
+@click.command()
+@scenario_option
+@click.option("--model", help="go back to this earlier model; default: the one before")
+@_sending
+def rollback(*, settings: Settings, scenario: str, model: str | None, **how: Any) -> None:
+    """Go back to the model that was live before."""
+    _carry(settings, "rollback", Rollback(model_id=model), scenario, **how)
+
+
+@click.command()
+@scenario_option
+@_sending
+def rebuild(*, settings: Settings, scenario: str, **how: Any) -> None:
+    """Make all episodes and statistics again from the log."""
+    _carry(settings, "rebuild", Rebuild(), scenario, **how)
+
+
+@click.command()
+@any_scenario_option
+@click.option("--worker", "worker_id", help="only this worker")
+@click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
+@_sending
+def pause(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
+    """Take in no more records, start no more trainings, or both. A paused intake ends with a restart."""
+    _carry(settings, "pause", Pause(what=what), scenario, worker_id=worker_id, **how)
+
+
+@click.command()
+@any_scenario_option
+@click.option("--worker", "worker_id", help="only this worker")
+@click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
+@_sending
+def resume(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
+    """The end of a pause."""
+    _carry(settings, "resume", Resume(what=what), scenario, worker_id=worker_id, **how)
+
+
+@click.command()
+@any_scenario_option
+@click.option("--worker", "worker_id", help="only this worker")
+@_sending
+def shutdown(*, settings: Settings, scenario: str | None, worker_id: str | None, **how: Any) -> None:
+    """Drain and stop."""
+    _carry(settings, "shutdown", Shutdown(), scenario, worker_id=worker_id, **how)
+
+
+@click.command("replay")
+@scenario_option
+@click.option("--reason", help="only entries with this reason code")
+@click.option("--entry", "entry_ids", type=int, multiple=True, help="only this entry; may be given often")
+@click.option("--limit", type=click.IntRange(1), help="at most so many")
+@_sending
+def replay(
+    *, settings: Settings, scenario: str, reason: str | None, entry_ids: tuple[int, ...], limit: int | None, **how: Any
+) -> None:
+    """Send quarantined messages through the checks again; safe to repeat."""
+    args = ReplayQuarantine(reason=reason, entry_ids=list(entry_ids) or None, limit=limit)
+    _carry(settings, "replay-quarantine", args, scenario, **how)

@@ -1,0 +1,89 @@
+"""`swarm-worker status`: what the worker does and waits for now; without a worker, what the store says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from worker.cli.commands import control_client, make_command, send
+from worker.cli.common import PLACES, json_option, print_json, reading_store, run_async, settings_options, table, when
+from worker.errors import NotFound
+from worker.settings import Settings
+from worker.store.port import EpisodeFilter
+from worker.wire.commands import Status
+
+_TIMEOUT = 15.0
+
+@click.command()
+@click.option("--worker", "worker_id", help="ask this worker")
+@click.option("--stored", is_flag=True, help="ask the store alone, no worker and no broker needed")
+@json_option
+@settings_options(*PLACES, "scenarios")
+def status(*, settings: Settings, worker_id: str | None, stored: bool, as_json: bool) -> None:
+    """Show the statistics of each scenario, what is going on, and what the next training waits for."""
+    report = run_async(_stored(settings) if stored else _ask(settings, worker_id))
+    if as_json:
+        print_json(report)
+        return
+    _show(report)
+
+async def _ask(settings: Settings, worker_id: str | None) -> dict[str, Any]:
+    async with control_client(settings) as client:
+        command = make_command("status", Status(), None)
+        async for reply in send(client, command, timeout=_TIMEOUT, worker_id=worker_id):
+            if reply.final:
+                return reply.result
+    raise NotFound("no worker answered; `swarm-worker status --stored` asks the store instead")
+
+async def _stored(settings: Settings) -> dict[str, Any]:
+    async with reading_store(settings) as store:
+        scenarios = {}
+        for name in await store.scenarios():
+            facts = await store.facts(name)
+            state = await store.trigger_state(name)
+            scenarios[name] = {
+                "records_received": facts.records,
+                "episodes_created": facts.episodes,
+                "trainings_completed": facts.trainings_completed,
+                "models_applied": facts.models_applied,
+                "last_train_at_ms": state.last_success_at_ms,
+                "started_at_ms": None,
+                "sessions": facts.sessions,
+                "quarantined": facts.quarantined,
+                "open_tasks": facts.open_tasks,
+                "aliases": await store.aliases(name),
+                "successes": await store.count_episodes(name, EpisodeFilter(outcome="success")),
+                "training_paused": state.paused,
+            }
+    return {"ready": False, "problems": ["asked the store alone"], "scenarios": scenarios}
+
+def _show(report: dict[str, Any]) -> None:
+    if "worker_id" in report:
+        state = "ready" if report["ready"] else "not ready: " + "; ".join(report["problems"])
+        click.echo(f"{report['worker_id']} {report['version']}, up since {when(report['started_at_ms'])}, {state}\n")
+    table(
+        "Scenarios",
+        ("scenario", "records", "sessions", "episodes", "quarantined", "trainings", "applied", "last training"),
+        (
+            (
+                name,
+                f"{s.get('records_received', 0):,}",
+                f"{s.get('sessions', 0):,}",
+                f"{s.get('episodes_created', 0):,}",
+                f"{s.get('quarantined', 0):,}",
+                s.get("trainings_completed"),
+                s.get("models_applied"),
+                when(s.get("last_train_at_ms")),
+            )
+            for name, s in report["scenarios"].items()
+        ),
+        empty="Nothing was stored yet.",
+    )
+    for name, s in report["scenarios"].items():
+        if "doing" in s:
+
+            click.echo(f"\n{name}: {s['doing']}{running}; the next training waits for {s['waiting_for']}")
+            click.echo(f"  trigger {s['trigger']}; consumer {s['consumer']}; {s['queue_depth']} messages in the queue")
+            if s.get("last_trigger_error"):
+                click.echo(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")

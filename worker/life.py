@@ -1,0 +1,194 @@
+"""A worker's life: bring up, serve, drain. What it is made of is decided in `app.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from uuid import uuid4
+
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from worker.broker.control import ControlListener
+from worker.broker.faults import BROKER_ERRORS, describe
+from worker.broker.port import Delivery
+from worker.broker.session import Session
+from worker.broker.subscriber import Subscriber
+from worker.broker.watchdog import Watchdog
+from worker.control import Control
+from worker.errors import BrokerUnreachable
+from worker.intake import Intake
+from worker.models.applicators.port import Applicator
+from worker.models.applier import Applier
+from worker.models.registry import Registry
+from worker.ops.health import HealthServer
+from worker.outbox import OutboxRelay
+from worker.projector import Projector
+from worker.settings import Settings
+from worker.sink.sink import Sink
+from worker.status import StatusReporter
+from worker.store.port import Store
+from worker.training.runs import RunManager
+from worker.training.scheduler import TriggerScheduler
+
+log = structlog.get_logger(__name__)
+
+#: What each step of a shutdown may take of SWARM_SHUTDOWN_GRACE.
+_STORE_SHARE, _TRAINING_SHARE, _EVENTS_SHARE, _ANSWER_SHARE = 0.4, 0.3, 0.15, 0.05
+#: Seconds between hand-overs of the interpreter. At CPython's 5 ms the store's writer thread, which gives it up with
+#: every statement, waits for the event loop longer than for the disk.
+_SWITCH_INTERVAL = 0.0005
+#: Longest wait for consumers that a broker in trouble did not let register, in s.
+_REGISTER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a worker is made of."""
+
+    store: Store
+    applicator: Applicator
+    sessions: Sequence[Session]
+    inbox: asyncio.Queue[Delivery]
+    subscribers: Mapping[str, Subscriber]
+    watchdogs: Mapping[str, Watchdog]
+    intake: Intake
+    sink: Sink
+    projector: Projector
+    scheduler: TriggerScheduler
+    runs: RunManager
+    applier: Applier
+    registry: Registry
+    relay: OutboxRelay
+    listener: ControlListener
+    control: Control
+    status: StatusReporter
+    http: HealthServer
+
+
+class Worker:
+    """One worker. `await run()` returns after a clean drain and raises what ended it otherwise."""
+
+    def __init__(self, settings: Settings, assemble: Callable[[Worker], Parts]) -> None:
+        """`assemble` makes the parts once the event loop runs."""
+        self.settings = settings
+        self.boot_id = uuid4().hex[:8]
+        #: Set once records are taken in; `http_port` is known then.
+        self.started = asyncio.Event()
+        self.http_port = 0
+        self._assemble = assemble
+        self._stop = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked it to stop."""
+        return self._stop.is_set()
+
+    def request_stop(self, by: str) -> None:
+        """Begin to drain; asking twice changes nothing."""
+        if not self._stop.is_set():
+            log.info("stopping", by=by)
+        self._stop.set()
+
+    async def stop_and_drain(self, by: str) -> None:
+        """Begin to drain, and wait until nothing is left to lose."""
+        self.request_stop(by)
+        await self._drained.wait()
+
+    async def run(self) -> None:
+        """Bring up, serve until `request_stop`, drain."""
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        parts = self._assemble(self)
+        async with AsyncExitStack() as stack:
+            await parts.store.open()
+            stack.push_async_callback(parts.store.close)
+            stack.push_async_callback(parts.applicator.close)
+            await parts.registry.clean_up(self.settings.scenarios)
+            for session in parts.sessions:
+                stack.push_async_callback(session.close)
+            await asyncio.gather(*(session.start() for session in parts.sessions))
+            for scenario in self.settings.scenarios:
+                await parts.applier.reconcile(scenario)
+            self.http_port = await parts.http.start()
+            stack.push_async_callback(parts.http.stop)
+            try:
+                await self._serve(parts)
+            except BaseExceptionGroup as errors:
+                raise _first_cause(errors) from errors
+        log.info("stopped")
+
+    async def _serve(self, parts: Parts) -> None:
+        """A group of named tasks: any that dies takes the worker with it, and whoever supervises starts it again."""
+        learn_stopping, store_stopping, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(parts.sink.run(parts.inbox, store_stopping), name="sink")
+            group.create_task(parts.intake.run(self._stop), name="intake")
+            group.create_task(parts.projector.run(learn_stopping), name="projector")
+            group.create_task(parts.scheduler.run(self._stop), name="scheduler")
+            group.create_task(parts.relay.run(done), name="outbox")
+            runs = group.create_task(parts.runs.run(learn_stopping), name="runs")
+            await parts.runs.recover()
+            for consumer in (*parts.subscribers.values(), parts.listener):
+                await _register(consumer)
+            watchers = [group.create_task(parts.control.run(), name="control")]
+            for name, watchdog in parts.watchdogs.items():
+                watchers.append(group.create_task(watchdog.run(), name=f"watchdog of {name}"))
+            for session in parts.sessions:
+                watchers.append(group.create_task(session.failed(), name=f"{session.role} session"))
+            self.started.set()
+            log.info("started", worker_id=self.settings.worker_id, scenarios=list(self.settings.scenarios))
+            await self._stop.wait()
+            await self._drain(parts, runs, learn_stopping, store_stopping)
+            done.set()
+            for watcher in watchers:
+                watcher.cancel()
+
+    async def _drain(
+        self, parts: Parts, runs: asyncio.Task[None], learn_stopping: asyncio.Event, store_stopping: asyncio.Event
+    ) -> None:
+        """A shutdown, to be read aloud. What a step does not finish in its time, broker or store keep for next time."""
+        grace = self.settings.shutdown_grace
+        parts.status.draining = True
+        log.info("drain_step", step="stop consuming")
+        for subscriber in parts.subscribers.values():
+            await subscriber.pause()
+        log.info("drain_step", step="store what is in hand")
+        stored = await parts.sink.drain(grace * _STORE_SHARE)
+        for subscriber in parts.subscribers.values():
+            await subscriber.stop()
+        store_stopping.set()
+        log.info("drain_step", step="end the training", all_stored=stored)
+        learn_stopping.set()
+        await asyncio.wait([runs], timeout=grace * _TRAINING_SHARE)
+        log.info("drain_step", step="send the events")
+        sent = await parts.relay.drain(grace * _EVENTS_SHARE)
+        log.info("drain_step", step="answer", all_sent=sent)
+        self._drained.set()
+        await parts.control.settle(grace * _ANSWER_SHARE)
+        await parts.listener.stop()
+
+
+async def _register(consumer: Subscriber | ControlListener) -> None:
+    """Start a consumer; a broker that is up but in trouble gets a minute to come to itself."""
+    attempts = AsyncRetrying(
+        stop=stop_after_delay(_REGISTER_SECONDS),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        retry=retry_if_exception_type(BROKER_ERRORS),
+        reraise=True,
+    )
+    try:
+        await attempts(consumer.start)
+    except BROKER_ERRORS as error:
+        raise BrokerUnreachable(f"the broker let no consumer register within {_REGISTER_SECONDS:g} s: {describe(error)}") from error
+
+
+def _first_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first; the others of a group are what that took along."""
+    cause: BaseException = errors
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause

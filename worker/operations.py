@@ -1,0 +1,198 @@
+"""What each command does. Knows the parts it moves; nothing of messages, signatures or replies (`control.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from worker.clock import Clock
+from worker.episodes.rules import Rules
+from worker.errors import WorkerError
+from worker.intake import Intake
+from worker.models.applier import Applied, Applier, ApplyResult, ApplySkipped
+from worker.models.registry import Registry
+from worker.projector import Projector
+from worker.sink.replay import replay_quarantine
+from worker.store.port import Run, Store
+from worker.training.endings import has_news
+from worker.training.runs import RunManager
+from worker.training.trigger_book import TriggerBook
+from worker.wire.commands import (
+    Apply,
+    Command,
+    Pause,
+    Rebuild,
+    ReplayQuarantine,
+    Resume,
+    Rollback,
+    Shutdown,
+    Status,
+    TrainNow,
+)
+
+#: Who holds the intake when an operator paused it.
+OPERATOR = "operator"
+
+
+class CommandRefused(WorkerError):
+    """The command cannot be carried out as things are; the message says what would have to change."""
+
+
+class CommandFailed(WorkerError):
+    """The command was carried out and did not succeed; `result` says how far it came."""
+
+    def __init__(self, message: str, result: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.result = dict(result)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """Carries out good commands; see `carry_out`."""
+
+    scenarios: Sequence[str]
+    store: Store
+    clock: Clock
+    runs: RunManager
+    book: TriggerBook
+    applier: Applier
+    registry: Registry
+    projector: Projector
+    intake: Intake
+    rules_of: Callable[[str], Rules]
+    status: Callable[[], Awaitable[dict[str, Any]]]
+    stop_and_drain: Callable[[str], Awaitable[None]]
+
+    async def carry_out(self, command: Command) -> dict[str, Any]:
+        """Do it and say what came of it. Raises `CommandRefused`, `CommandFailed`, or another `WorkerError`."""
+        by = f"command {command.command_id}"
+        match command.args:
+            case TrainNow() as args:
+                return await self._train_now(_scenario(command), args, command.command_id)
+            case Apply() as args:
+                return await self._apply(_scenario(command), args, by)
+            case Rollback(model_id):
+                scenario = _scenario(command)
+                to = None if model_id is None else await self.registry.find(scenario, model_id)
+                return plain(await self.applier.rollback(scenario, by=by, to=to))
+            case Rebuild():
+                await self.store.rebuild(_scenario(command))
+                return {"projected": await self.projector.catch_up()}
+            case ReplayQuarantine() as args:
+                return await self._replay(_scenario(command), args)
+            case Pause(what):
+                return await self._pause(command.scenario, what, paused=True)
+            case Resume(what):
+                return await self._pause(command.scenario, what, paused=False)
+            case Status():
+                return await self.status()
+            case Shutdown():
+                await self.stop_and_drain(by)
+                return {"drained": True}
+
+    async def _train_now(self, scenario: str, args: TrainNow, command_id: str) -> dict[str, Any]:
+        if args.kind == "lora":
+            raise CommandRefused("this worker trains offline models only; leave out --kind or say --kind offline")
+        if args.dry_run:
+            return await self._dry_run(scenario)
+        # Episodes of what was stored until now belong into the training that was asked for now.
+        await self.projector.catch_up()
+        run = await self.runs.request(
+            scenario,
+            trigger={"kind": "command", "values": {"force": args.force}, "by": f"command {command_id}"},
+            apply=args.apply,
+            nonce=command_id,
+        )
+        ended = await self.runs.wait(run.run_id)
+        if ended is None:
+            raise WorkerError(f"run {run.run_id} is gone from the store; was the store replaced?")
+        return await self._told(ended)
+
+    async def _told(self, run: Run) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "run_id": run.run_id,
+            "scenario": run.scenario,
+            "kind": run.kind,
+            "state": run.state,
+            "reason": run.reason,
+            "window": [run.window_lo, run.window_hi],
+        }
+        if run.state == "failed":
+            raise CommandFailed(f"the training failed: {run.reason}", result)
+        if run.model_id is not None:
+            model = await self.registry.get(run.model_id)
+            result |= {
+                "model_id": model.model_id,
+                "model_version": model.version,
+                "gate": {"verdict": model.gate_verdict, "reasons": model.gate_reasons},
+                "applied": _applied(self.runs.applied(run.run_id)),
+            }
+        return result
+
+    async def _dry_run(self, scenario: str) -> dict[str, Any]:
+        facts = await self.store.facts(scenario)
+        state = await self.book.read(scenario)
+        return {
+            "would_train": has_news(state, facts),
+            "window": [(state.trained_upto or 0) + 1, facts.last_batch_no],
+            "new_episodes": max(0, facts.episodes - state.trained_episodes),
+            "new_sessions": max(0, facts.sessions - state.trained_sessions),
+        }
+
+    async def _apply(self, scenario: str, args: Apply, by: str) -> dict[str, Any]:
+        name = args.model_id or (None if args.version is None else str(args.version)) or "candidate"
+        model = await self.registry.find(scenario, name)
+        result = await self.applier.apply_now(model, by=by, forced=args.force)
+        if isinstance(result, ApplySkipped):
+            raise CommandRefused(result.reason)
+        return plain(result)
+
+    async def _replay(self, scenario: str, args: ReplayQuarantine) -> dict[str, Any]:
+        chosen = args.entry_ids
+        if chosen is None and args.limit is not None:
+            page = await self.store.quarantine_list(scenario, reason=args.reason, limit=args.limit, pending_only=True)
+            chosen = [entry.entry_id for entry in page]
+        counts = await replay_quarantine(
+            self.store, self.clock, self.rules_of, scenario=scenario, reason=args.reason, entry_ids=chosen
+        )
+        self.projector.wake()
+        return plain(counts)
+
+    async def _pause(self, scenario: str | None, what: str, *, paused: bool) -> dict[str, Any]:
+        chosen = [scenario] if scenario else list(self.scenarios)
+        for name in chosen:
+            if what in ("ingest", "all"):
+                if paused:
+                    self.intake.hold(OPERATOR, "paused by command", name)
+                else:
+                    self.intake.release(OPERATOR, name)
+            if what in ("training", "all"):
+                await self.book.pause(name, paused=paused)
+        return {"scenarios": chosen, "what": what, "paused": paused}
+
+
+def _scenario(command: Command) -> str:
+    if command.scenario is None:
+        raise CommandRefused(f"{command.command} needs a scenario")
+    return command.scenario
+
+
+def _applied(result: ApplyResult | WorkerError | None) -> dict[str, Any] | None:
+    match result:
+        case None:
+            return None
+        case Applied():
+            return {"applied": True, "previous_model_id": result.previous_model_id}
+        case ApplySkipped(reason=reason):
+            return {"applied": False, "reason": reason}
+        case _:
+            return {"applied": False, "reason": str(result)}
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A struct or dataclass as JSON values."""
+    built: dict[str, Any] = msgspec.to_builtins(value)
+    return built

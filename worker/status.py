@@ -1,0 +1,138 @@
+"""What the worker is, does and waits for right now: one document for `status`, /status, /metrics and /ready."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker import __version__
+from worker.broker.session import Session
+from worker.broker.subscriber import Subscriber
+from worker.broker.watchdog import Watchdog
+from worker.clock import Clock
+from worker.errors import StoreError
+from worker.intake import Intake
+from worker.outbox import OutboxRelay
+from worker.projector import Projector
+from worker.sink.sink import Sink
+from worker.store.port import Store
+from worker.training.runs import RunManager
+from worker.training.scheduler import TriggerScheduler
+
+
+@dataclass(slots=True, kw_only=True)
+class StatusReporter:
+    """Looks at all parts; changes none."""
+
+    worker_id: str
+    boot_id: str
+    started_at_ms: int
+    scenarios: Sequence[str]
+    clock: Clock
+    store: Store
+    sink: Sink
+    intake: Intake
+    projector: Projector
+    scheduler: TriggerScheduler
+    runs: RunManager
+    relay: OutboxRelay
+    sessions: Sequence[Session]
+    subscribers: Mapping[str, Subscriber]
+    watchdogs: Mapping[str, Watchdog]
+    triggers: Mapping[str, str]
+    draining: bool = False
+
+    def problems(self) -> list[str]:
+        """Why the worker is not ready; empty when every consumer is registered, the store takes writes, no drain."""
+        found = ["draining"] if self.draining else []
+        if self.sink.stats.store_down_reason is not None:
+            found.append(f"store: {self.sink.stats.store_down_reason}")
+        for name, watchdog in self.watchdogs.items():
+            if not watchdog.healthy:
+                found.append(f"{name}: {watchdog.reason}")
+            found += [f"{name}: {reason}" for reason in self.intake.reasons(name)]
+        return found
+
+    async def report(self) -> dict[str, Any]:
+        """The whole document."""
+        problems = self.problems()
+        oldest = self.relay.stats.oldest_created_at_ms
+        now_ms = self.clock.now_ms()
+        sink = self.sink.stats
+        return {
+            "worker_id": self.worker_id,
+            "boot_id": self.boot_id,
+            "version": __version__,
+            "started_at_ms": self.started_at_ms,
+            "uptime_ms": max(0, now_ms - self.started_at_ms),
+            "ready": not problems,
+            "problems": problems,
+            "broker": {s.role: {"connected": s.connected, "version": s.version} for s in self.sessions},
+            "scenarios": {name: await self._scenario(name) for name in self.scenarios},
+            "projector": asdict(self.projector.stats),
+            "counters": {
+                "ready": int(not problems),
+                "store_up": int(sink.store_down_reason is None),
+                "messages": sink.messages,
+                "groups": sink.groups,
+                "commit_seconds": sink.commit_seconds,
+                "stale": sink.stale,
+                "in_flight": sink.in_flight,
+                "events_sent": self.relay.stats.sent,
+                "events_failed": self.relay.stats.failures,
+                "outbox_waiting": self.relay.stats.waiting,
+                "outbox_oldest_seconds": 0 if oldest is None else max(0, now_ms - oldest) / 1000,
+                "reconnects": sum(max(0, session.connections - 1) for session in self.sessions),
+                "started_at_seconds": self.started_at_ms / 1000,
+            },
+        }
+
+    async def _scenario(self, name: str) -> dict[str, Any]:
+        subscriber, watchdog = self.subscribers[name], self.watchdogs[name]
+        live: dict[str, Any] = {
+            "consumer_up": int(subscriber.consuming),
+            "consumer": watchdog.reason,
+            "queue_depth": watchdog.queue_depth,
+            "held_because": self.intake.reasons(name),
+            "trigger": self.triggers[name],
+        }
+        try:
+            return live | await self._stored(name)
+        except StoreError as error:
+            # The rest of the status is worth most when the store is in trouble.
+            return live | {"store_error": str(error)}
+
+    async def _stored(self, name: str) -> dict[str, Any]:
+        facts = await self.store.facts(name)
+        state = await self.store.trigger_state(name)
+        aliases = await self.store.aliases(name)
+        current = self.runs.current(name)
+        return {
+            # The original's DaemonStats.
+            "records_received": facts.records,
+            "episodes_created": facts.episodes,
+            "trainings_completed": facts.trainings_completed,
+            "models_applied": facts.models_applied,
+            "last_train_at_ms": state.last_success_at_ms,
+            "started_at_ms": self.started_at_ms,
+            # Ours.
+            "batches": facts.batches,
+            "duplicate_batches": facts.duplicate_batches,
+            "duplicate_records": facts.duplicate_records,
+            "unknown_fields": facts.unknown_fields,
+            "quarantined": facts.quarantined,
+            "sessions": facts.sessions,
+            "open_tasks": facts.open_tasks,
+            "last_record_at_ms": facts.last_record_at_ms,
+            "aliases": aliases,
+            "training_running": int(current is not None),
+            "training_failures": state.failures,
+            "trigger_errors": state.trigger_errors,
+            "last_trigger_error": state.last_trigger_error,
+            "training_paused": state.paused,
+            "doing": "taking in records"
+            if current is None
+            else f"training {current.run.run_id}: {current.progress:.0%} {current.text}",
+            "waiting_for": await self.scheduler.waiting_for(name),
+        }
