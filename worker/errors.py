@@ -76,3 +76,7 @@ class NoAnswer(WorkerError):
     """No worker answered in time; the command may still be carried out."""
 
     exit_code = 75
+
+
+class InvalidRecord(WorkerError):
+    """A record that no worker would store; the message names the field at fault."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.broker.port import Delivery
@@ -183,6 +183,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)  # other tests share the processor
 @given(steps=STEPS, messages=st.integers(1, 6), size=st.integers(20, 120))
 def test_no_delivery_is_lost_repeated_or_overtaken_and_no_limit_broken(
     steps: list[tuple[str, int, bool] | str], messages: int, size: int

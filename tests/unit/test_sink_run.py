@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.broker.port import Delivery
@@ -224,6 +224,7 @@ async def test_a_culprit_is_singled_out_and_its_neighbours_are_stored() -> None:
     assert all(message.acks == 1 for message in messages)
 
 
+@settings(deadline=None)  # other tests share the processor
 @given(size=st.integers(1, 30), data=st.data())
 def test_bisecting_finds_every_culprit_and_keeps_everyone_else_in_order(size: int, data: st.DataObject) -> None:
     """Any set of refused batches, by the store's word or by a bug in it."""
@@ -361,6 +362,7 @@ async def test_draining_gives_up_at_its_deadline() -> None:
     assert message.acks == 0
 
 
+@settings(deadline=None)  # other tests share the processor
 @given(
     script=st.lists(
         st.sampled_from([StoreUnavailable("down"), DataRefused("refused"), ValueError("bug"), None]), max_size=12
