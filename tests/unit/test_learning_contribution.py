@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from worker.episodes.rules import Rules
 from worker.episodes.task import PlacedAction, TaskView
-from worker.learning.contribution import DAY_MS, LARGEST_ADDEND, session_counts, task_counts
+from worker.learning.contribution import DAY_MS, session_counts, task_counts
 from worker.learning.counts import MICRO, BucketedCounts, CountBucket, CountKey, Counts
+from worker.learning.tally import LARGEST_ADDEND
 from worker.wire.records import ActionRecord, Failure, LearnStatsRecord, Outcome, Success, Timeout, Unknown
 
 AT = 20_000 * DAY_MS + 5

@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 from msgspec import Struct
 
-from worker.learning.contribution import countable
+from worker.learning.tally import countable
 from worker.wire.records import DependencyGraphRecord
 
 #: Actions in one order; a set beyond it is no plan but a mistake, and models stay small.

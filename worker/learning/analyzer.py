@@ -14,7 +14,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from worker.learning.action_order import OrderChoice, PlacedGraph, choose_order
-from worker.learning.contribution import countable
 from worker.learning.counts import CountKey, Counts, Source
 from worker.learning.evidence import best_source, snapshot_of_counts
 from worker.learning.merging import merge_snapshots
@@ -30,6 +29,7 @@ from worker.learning.paths import extract_paths
 from worker.learning.rates import rounded
 from worker.learning.selection import ERROR_RATE_THRESHOLD, MATURITY_THRESHOLD, THOMPSON, UCB1, SelectionPerformance
 from worker.learning.snapshots import LearningSnapshot, snapshot_of_session
+from worker.learning.tally import countable
 from worker.wire.records import LearnStatsRecord
 
 #: ucb1_c: exploit where things go well, explore where they go badly.

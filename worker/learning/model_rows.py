@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worker.learning.contribution import countable
 from worker.learning.offline_model import (
     MOST_ACTIONS,
     MOST_TRANSITIONS,
@@ -15,6 +14,7 @@ from worker.learning.offline_model import (
 from worker.learning.rates import rounded, success_rate, wilson
 from worker.learning.snapshots import LearningSnapshot
 from worker.learning.statistics import ActionStats
+from worker.learning.tally import countable
 
 
 def action_rows(snapshot: LearningSnapshot) -> tuple[list[ActionStatistic], int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from worker.learning.contribution import countable
 from worker.learning.model_rows import path_row
 from worker.learning.offline_model import MOST_PATHS, RecommendedPath
 from worker.learning.rates import success_rate
 from worker.learning.snapshots import LearningSnapshot
 from worker.learning.statistics import EpisodeTransitions, OkBad
+from worker.learning.tally import countable
 
 #: A step is followed from this success rate and this many successes on.
 LEAST_RATE = 0.6
