@@ -213,6 +213,7 @@ GOOD_ONES: dict[str, bytes] = {
     "text that looks like an escaped NUL": action(target="a\\u0000b"),
     "text that mentions null": action(target="null"),
     "megabytes of commas in strings": body(*[ACTION | {"output": ',"[' * 20_000}] * 80),
+    "a string with a hundred thousand quotes": action(output='"' * 60_000, target="\\\\" * 20_000),
     "keys of other languages' objects": action(__proto__={"x": 1}, constructor=1, hasOwnProperty=[]),
     "times from 1970 to 2100": body(ACTION | {"timestamp_ms": 0}, ACTION | {"timestamp_ms": 4_102_444_800_000}),
     "ids of 128 characters": action(task_id="é" * 128),
@@ -274,24 +275,25 @@ def test_another_content_encoding_is_refused(content_encoding: Any) -> None:
     assert verdict.reason is Reason.BAD_CONTENT_ENCODING
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", Reason.EMPTY_BODY),
-        (gzip.compress(b""), Reason.EMPTY_BODY),
-        (GOOD, Reason.BAD_COMPRESSION),
-        (zlib.compress(GOOD), Reason.BAD_COMPRESSION),
-        (gzip.compress(GOOD)[:-1], Reason.BAD_COMPRESSION),
-        (gzip.compress(GOOD)[:-8] + bytes(8), Reason.BAD_COMPRESSION),
-        (gzip.compress(GOOD) + b"x", Reason.BAD_COMPRESSION),
-        (gzip.compress(GOOD) * 2, Reason.BAD_COMPRESSION),
-        (gzip.compress(b" " * MAX_BODY + GOOD), Reason.TOO_LARGE),
-        (bytes(MAX_BODY + 1), Reason.TOO_LARGE),
-        (gzip.compress(b"[" * 100_000), Reason.TOO_DEEP),
-    ],
-)
-def test_bad_gzip_is_refused_with_its_reason(data: bytes, reason: Reason) -> None:
+BAD_GZIP: dict[str, tuple[bytes, Reason]] = {
+    "no bytes": (b"", Reason.EMPTY_BODY),
+    "nothing inside": (gzip.compress(b""), Reason.EMPTY_BODY),
+    "plain JSON": (GOOD, Reason.BAD_COMPRESSION),
+    "zlib's own format": (zlib.compress(GOOD), Reason.BAD_COMPRESSION),
+    "cut short": (gzip.compress(GOOD)[:-1], Reason.BAD_COMPRESSION),
+    "a wrong checksum": (gzip.compress(GOOD)[:-8] + bytes(8), Reason.BAD_COMPRESSION),
+    "trailing bytes": (gzip.compress(GOOD) + b"x", Reason.BAD_COMPRESSION),
+    "two members": (gzip.compress(GOOD) * 2, Reason.BAD_COMPRESSION),
+    "too large inside": (gzip.compress(b" " * MAX_BODY + GOOD), Reason.TOO_LARGE),
+    "too large outside": (bytes(MAX_BODY + 1), Reason.TOO_LARGE),
+    "too deep inside": (gzip.compress(b"[" * 100_000), Reason.TOO_DEEP),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GZIP)
+def test_bad_gzip_is_refused_with_its_reason(case: str) -> None:
     """Damaged, cut short, followed by something, doubled, or too large once unpacked."""
+    data, reason = BAD_GZIP[case]
     verdict = decode_batch(data, scenario="S", content_encoding="gzip")
     assert isinstance(verdict, Rejection)
     assert verdict.reason is reason

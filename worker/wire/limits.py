@@ -47,13 +47,22 @@ def gunzip(data: bytes, limit: int = MAX_BODY) -> bytes:
 
 def check_value_count(body: bytes) -> None:
     """Refuse a body that would take far more memory once parsed; raises `Refusal`. Free for ordinary sizes."""
-    if len(body) < _COUNT_FROM or _values(body) <= MAX_VALUES:
-        return
-    # Commas and brackets inside strings are no values: count again without the strings.
-    if _values(_STRING.sub(b"", body)) > MAX_VALUES:
+    if len(body) >= _COUNT_FROM and _values(body, 0, len(body)) > MAX_VALUES and _too_many_values(body):
         raise Refusal(Reason.TOO_MANY_VALUES, f"more than {MAX_VALUES} JSON values")
 
 
-def _values(text: bytes) -> int:
+def _too_many_values(body: bytes) -> bool:
+    """Count again outside the strings, where commas and brackets are no text."""
+    count = end = 0
+    for strings, string in enumerate(_STRING.finditer(body)):
+        count += _values(body, end, string.start())
+        end = string.end()
+        # A value brings at most two strings, itself and its key.
+        if count > MAX_VALUES or strings > 2 * MAX_VALUES:
+            return True
+    return count + _values(body, end, len(body)) > MAX_VALUES
+
+
+def _values(text: bytes, start: int, end: int) -> int:
     """At least as many as there are values: one after each comma and opening bracket."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    return text.count(b",", start, end) + text.count(b"[", start, end) + text.count(b"{", start, end)

@@ -80,7 +80,7 @@ def records_schema() -> Schema:
             "One batch of records, published to the exchange swarm.records with the scenario as routing key. Identity "
             "of a batch: producer_id, producer_epoch and batch_seq, else batch_id, else the SHA-256 of the body. "
             "Fields that are not listed are ignored and counted. At most 8 MB after decompression, 32 levels deep, "
-            "strings of 65,536 characters; no NUL, no lone surrogates, no NaN, integers in 64 bits and without a fraction."
+            "strings of 65,536 characters; no NUL, no lone surrogates, no NaN, integers in 64 bits without a fraction."
         ),
         "type": "object",
         "properties": properties,
