@@ -119,6 +119,7 @@ class Consumer:
         self._lost = asyncio.Event()
         self._lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
+        self._stopping = False
         self._queues: list[str] = []
         self._refusal: BrokerRefused | None = None
 
@@ -171,11 +172,14 @@ class Consumer:
 
     async def stop(self) -> None:
         """Close the channel; what is unsettled goes back to its queue. Pause first and settle, to lose no work."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
-            self._keeper = None
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            # Told as well as cancelled: up to Python 3.11, `wait_for` inside the client library may swallow a cancellation
+            # that meets an answer of the broker (python/cpython#86296), and the keeper would wait for ever (seen here).
+            self._stopping = True
+            self._lost.set()
+            keeper.cancel()
+            await asyncio.wait([keeper], timeout=self._session.call_timeout)
         await self._retire()
 
     async def delete_queue(self, queue: str) -> None:
@@ -192,11 +196,13 @@ class Consumer:
     async def _keep(self) -> None:
         while True:
             await self._lost.wait()
+            if self._stopping:
+                return
             self._lost.clear()
             await self._retire()
             pause = _FIRST_PAUSE
             refusals = 0
-            while not await self._restored():
+            while not self._stopping and not await self._restored():
                 refusals = refusals + 1 if self._refusal is not None else 0
                 if self._refusal is not None and refusals >= _REFUSALS_ALLOWED:
                     self._session.fail(self._refusal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 from aiormq.exceptions import (
@@ -14,6 +15,7 @@ from aiormq.exceptions import (
     ChannelPreconditionFailed,
     ConnectionClosed,
     ConnectionNotAllowed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 from pamqp.exceptions import PAMQPException
@@ -23,8 +25,7 @@ from worker.errors import BrokerRefused
 #: Everything a broker call may raise; `OSError` includes `TimeoutError`, `RuntimeError` the client's "channel closed".
 BROKER_ERRORS = (AMQPError, OSError, RuntimeError, PAMQPException)
 
-_NOT_ALLOWED = 530
-_ACCESS_REFUSED = 403
+_NOT_ALLOWED = re.compile(r"NOT_ALLOWED - |ACCESS_REFUSED - ")
 _CHANNEL_REFUSALS = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed)
 
 
@@ -43,17 +44,21 @@ def connection_refusal(error: BaseException, masked: str) -> BrokerRefused | Non
         return BrokerRefused(
             f"the certificate of {masked} cannot be trusted: {describe(error)}; name its CA with SWARM_AMQP_CA_FILE"
         )
+    text = describe(error)
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return BrokerRefused(
-            f"the broker refuses the credentials of {masked}: {describe(error)}; check user, password and virtual host in SWARM_AMQP_URL"
+            f"the broker refuses the credentials of {masked}: {text}; check user and password in SWARM_AMQP_URL"
         )
-    if isinstance(error, ConnectionNotAllowed) or (
-        isinstance(error, ConnectionClosed) and error.args and error.args[0] in (_NOT_ALLOWED, _ACCESS_REFUSED)
-    ):
+    if isinstance(error, ConnectionNotAllowed) or _NOT_ALLOWED.search(text):
         return BrokerRefused(
-            f"the broker refuses {masked}: {describe(error)}; check the virtual host in SWARM_AMQP_URL and the user's permissions"
+            f"the broker refuses {masked}: {text}; check the virtual host in SWARM_AMQP_URL and the user's permissions"
         )
     return None
+
+
+def hides_the_reason(error: BaseException | None) -> bool:
+    """Whether the broker closed the connection at the virtual host: aiormq 7.2.4 drops what it said there."""
+    return isinstance(error, InvalidFrameError) and "Connection.Close " in str(error)
 
 
 def channel_refusal(error: BaseException, doing: str) -> BrokerRefused | None:

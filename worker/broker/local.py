@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +37,15 @@ class LocalBroker:
     control_environment: dict[str, str] | None = None
 
 
+#: Runs an image and gives the broker in it.
+InDocker = Callable[[str], contextlib.AbstractContextManager[LocalBroker]]
+
+
 @contextlib.contextmanager
-def local_broker(*, use_docker: bool = True) -> Iterator[LocalBroker]:
+def local_broker(*, in_docker: InDocker | None = None) -> Iterator[LocalBroker]:
     """SWARM_AMQP_URL, else RabbitMQ on localhost, else one in Docker, else a private server; cleans up what it started.
 
-    From asyncio, enter it in a thread: starting takes seconds.
+    `in_docker` runs the image in another way than `docker run`. From asyncio, enter it in a thread: starting takes seconds.
 
     Raises `BrokerUnreachable` where none is found and none can be started, saying what to install.
     """
@@ -51,7 +55,8 @@ def local_broker(*, use_docker: bool = True) -> Iterator[LocalBroker]:
     elif _answers(LOCALHOST):
         yield LocalBroker(url=LOCALHOST, found="RabbitMQ on localhost:5672")
     else:
-        with _docker_broker() if use_docker and docker_image() else private_broker() as broker:
+        image = docker_image()
+        with (in_docker or docker_broker)(image) if image else private_broker() as broker:
             yield broker
 
 
@@ -85,12 +90,15 @@ def private_broker() -> Iterator[LocalBroker]:
 
 
 @contextlib.contextmanager
-def _docker_broker() -> Iterator[LocalBroker]:
-    image = os.environ.get("RABBITMQ_IMAGE", DEFAULT_IMAGE)
+def docker_broker(image: str) -> Iterator[LocalBroker]:
+    """A RabbitMQ container on a free loopback port."""
     port = free_port()
     name = f"swarm-rabbitmq-{port}"
-    # The shell outlives us by the moment it takes to read the end of its input, and removes the container.
-    script = 'docker run --rm --name "$1" -p "127.0.0.1:$2:5672" "$3" >/dev/null 2>&1 & cat >/dev/null; docker rm -f "$1" >/dev/null 2>&1'
+    # The shell reads the end of its input when we are gone, however that came, and removes the container.
+    script = (
+        'docker run --rm --name "$1" -p "127.0.0.1:$2:5672" "$3" >/dev/null 2>&1 & '
+        'cat >/dev/null; docker rm -f "$1" >/dev/null 2>&1'
+    )
     with _guarded(["/bin/sh", "-c", script, "sh", name, str(port), image]) as guardian:
         # The official image lets guest in from everywhere.
         url = f"amqp://guest:guest@127.0.0.1:{port}/"
@@ -129,7 +137,7 @@ def _given(url: str) -> LocalBroker:
     try:
         handshake(target, timeout=10)
     except PermissionError as error:
-        raise BrokerRefused(f"SWARM_AMQP_URL: {error}") from error
+        raise BrokerRefused(f"SWARM_AMQP_URL: the broker refuses {target.masked}: {error}") from error
     except OSError as error:
         raise BrokerUnreachable(f"SWARM_AMQP_URL is set, but no broker answers at {target.masked}: {error}") from error
     return LocalBroker(url=url, found=f"SWARM_AMQP_URL ({target.masked})")

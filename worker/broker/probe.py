@@ -22,7 +22,8 @@ _CAPABILITIES: dict[str, Any] = {"capabilities": {"authentication_failure_close"
 def handshake(target: BrokerUrl, timeout: float = 3.0) -> str:
     """The broker's version, after a complete handshake as `target`'s user.
 
-    Raises `PermissionError` where the broker refuses the user or the virtual host, another `OSError` where none answers.
+    Raises `PermissionError` with the broker's words where it refuses the user or the virtual host, another `OSError`
+    where none answers.
     """
     plain = socket.create_connection((target.host, target.port), timeout)
     with target.tls.wrap_socket(plain, server_hostname=target.host) if target.tls else plain as link:
@@ -34,12 +35,12 @@ def handshake(target: BrokerUrl, timeout: float = 3.0) -> str:
         _send(link, commands.Connection.StartOk(_CAPABILITIES, "PLAIN", response, "en_US"))
         tune = _receive(link)
         if not isinstance(tune, commands.Connection.Tune):
-            raise PermissionError(f"the broker refuses {target.masked}: {getattr(tune, 'reply_text', tune)}")
+            raise PermissionError(str(getattr(tune, "reply_text", tune)))
         _send(link, commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0))
         _send(link, commands.Connection.Open(target.vhost))
         opened = _receive(link)
         if not isinstance(opened, commands.Connection.OpenOk):
-            raise PermissionError(f"the broker refuses {target.masked}: {getattr(opened, 'reply_text', opened)}")
+            raise PermissionError(str(getattr(opened, "reply_text", opened)))
         _send(link, commands.Connection.Close(200, "bye", 0, 0))
         _receive(link)
         return str((start.server_properties or {}).get("version", "unknown"))

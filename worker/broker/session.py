@@ -19,9 +19,10 @@ from aio_pika.robust_connection import RobustConnection
 from aiormq.channel import Channel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from worker.broker.faults import BROKER_ERRORS, connection_refusal, describe
+from worker.broker.faults import BROKER_ERRORS, connection_refusal, describe, hides_the_reason
+from worker.broker.probe import handshake
 from worker.broker.url import BrokerUrl
-from worker.errors import BrokerUnreachable, WorkerError
+from worker.errors import BrokerRefused, BrokerUnreachable, WorkerError
 
 log = structlog.get_logger(__name__)
 
@@ -121,7 +122,7 @@ class Session:
                 reconnect_interval=_FIRST_RECONNECT,
             )
         except BROKER_ERRORS as error:
-            refusal = connection_refusal(error, self.url.masked)
+            refusal = await self._refusal(error)
             if refusal is not None:
                 raise refusal from error
             raise
@@ -144,12 +145,20 @@ class Session:
             **effective_semantics(self.version),
         )
 
-    def _on_close(self, _: object, error: BaseException | None) -> None:
+    async def _refusal(self, error: BaseException) -> BrokerRefused | None:
+        if hides_the_reason(error):
+            try:
+                await asyncio.to_thread(handshake, self.url)
+            except OSError as reason:
+                return connection_refusal(reason, self.url.masked)
+        return connection_refusal(error, self.url.masked)
+
+    async def _on_close(self, _: object, error: BaseException | None) -> None:
         """Called for each loss of the connection and each attempt that failed to bring it back."""
         connection = self._connection
         if connection is None or connection.close_called:
             return
-        refusal = connection_refusal(error, self.url.masked) if error is not None else None
+        refusal = await self._refusal(error) if error is not None else None
         if refusal is not None:
             self.fail(refusal)
         # aio-pika waits a fixed time between attempts; this makes it back off, so that a returning broker is not stormed.

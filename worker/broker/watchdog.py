@@ -47,8 +47,12 @@ class Watchdog:
 
     async def run(self) -> None:
         """Check every `interval` seconds. Raises `WorkerError` (exit 70) at the second stall in a row."""
+        task = asyncio.current_task()
         while True:
             await self.check()
+            if task is not None and task.cancelling():
+                # Swallowed within the client library, see `Consumer.stop`.
+                raise asyncio.CancelledError
             await asyncio.sleep(self._interval)
 
     async def check(self) -> None:

@@ -1,0 +1,125 @@
+"""Connecting: within bounded time, and without retrying what cannot work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.integration.conftest import NewSession
+from tests.integration.proxy import proxied
+from worker.broker.local import LocalBroker, main
+from worker.broker.probe import handshake
+from worker.broker.session import Session, effective_semantics
+from worker.broker.url import parse_amqp_url
+from worker.errors import BrokerRefused, BrokerUnreachable
+
+pytestmark = pytest.mark.rabbitmq
+Eventually = Callable[..., Awaitable[None]]
+
+
+async def test_the_version_is_known(new_session: NewSession, amqp_url: str) -> None:
+    session = await new_session()
+    assert session.connected
+    assert session.version == await asyncio.to_thread(handshake, parse_amqp_url(amqp_url))
+    assert effective_semantics(session.version)["nack_counts"] in ("yes", "no")
+
+
+def test_versions_differ_in_what_they_do_by_themselves() -> None:
+    assert effective_semantics("3.10.8") == {
+        "default_delivery_limit": None, "nack_counts": "yes", "ack_timeout_closes": "channel",
+    }  # fmt: skip
+    assert effective_semantics("4.1.0")["default_delivery_limit"] == 20
+    assert effective_semantics("4.3.2")["ack_timeout_closes"] == "consumer"
+    assert effective_semantics("weird")["nack_counts"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda url: url.replace("guest:guest", "guest:wrong"), "credentials"),
+        (lambda url: url.rsplit("/", 1)[0] + "/no-such-vhost", "virtual host"),
+    ],
+)
+async def test_credentials_and_virtual_host_are_refused_at_once(
+    amqp_url: str, change: Callable[[str], str], words: str
+) -> None:
+    """No retry will mend them: exit 78, not a reconnect loop."""
+    url = parse_amqp_url(change(amqp_url))
+    session = Session("consume", url, start_timeout=30)
+    started = time.monotonic()
+    with pytest.raises(BrokerRefused, match=words) as refused:
+        await session.start()
+    assert time.monotonic() - started < 10
+    assert refused.value.exit_code == 78
+    assert "wrong" not in str(refused.value)
+    with pytest.raises(PermissionError):
+        await asyncio.to_thread(handshake, url)
+
+
+async def test_no_broker_is_told_within_the_time_given() -> None:
+    session = Session("consume", parse_amqp_url("amqp://127.0.0.1:1/"), start_timeout=1)
+    started = time.monotonic()
+    with pytest.raises(BrokerUnreachable, match="SWARM_AMQP_URL") as unreachable:
+        await session.start()
+    assert time.monotonic() - started < 8
+    assert unreachable.value.exit_code == 75
+
+
+async def test_a_broker_that_comes_late_is_waited_for(amqp_url: str) -> None:
+    async with proxied(amqp_url) as (proxy, url):
+        proxy.refuse()
+        session = Session("consume", parse_amqp_url(url), start_timeout=20)
+        starting = asyncio.create_task(session.start())
+        while proxy.accepted < 2:  # noqa: ASYNC110 - the proxy has no event for it
+            await asyncio.sleep(0.02)
+        proxy.refuse(refusing=False)
+        await starting
+        assert session.connected
+        await session.close()
+
+
+async def test_a_cut_connection_comes_back(new_session: NewSession, amqp_url: str, eventually: Eventually) -> None:
+    async with proxied(amqp_url) as (proxy, url):
+        session = await new_session(url=url)
+        for times in (2, 3):
+            proxy.cut()
+            await eventually(lambda times=times: session.connections == times and session.connected)
+        channel = await session.open_channel()
+        await channel.close()
+        await session.close()
+
+
+async def test_a_refusal_after_the_start_is_reported_and_not_retried_in_silence(
+    broker: LocalBroker, amqp_url: str, new_session: NewSession
+) -> None:
+    """The virtual host is deleted under us: every reconnect is refused."""
+    session = await new_session()
+    broker.control("delete_vhost", amqp_url.rsplit("/", 1)[1])
+    with pytest.raises(BrokerRefused, match="virtual host"):
+        await asyncio.wait_for(session.failed(), 15)
+
+
+async def test_a_frozen_broker_does_not_hold_a_call_for_ever(new_session: NewSession, amqp_url: str) -> None:
+    async with proxied(amqp_url) as (proxy, url):
+        session = await new_session(url=url, call_timeout=0.5)
+        proxy.freeze()
+        with pytest.raises(TimeoutError):
+            await session.open_channel()
+        proxy.thaw()
+        await session.close()
+
+
+def test_a_command_runs_beside_a_broker(broker: LocalBroker, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_AMQP_URL", amqp_url)
+    assert main(["--", "/bin/sh", "-c", f'test "$SWARM_AMQP_URL" = "{amqp_url}" && exit 7']) == 7
+
+
+def test_a_wrong_url_is_told_and_nothing_is_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SWARM_AMQP_URL", "amqp://guest:guest@127.0.0.1:1/")
+    assert main(["--", "/bin/sh", "-c", "exit 0"]) == 75
+    assert "no broker answers" in capfd.readouterr().err

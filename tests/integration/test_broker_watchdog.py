@@ -1,0 +1,112 @@
+"""The watchdog sees what a healthy-looking socket hides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from tests.integration.conftest import NewSession
+from tests.integration.proxy import proxied
+from worker.broker.port import Delivery, OutgoingMessage
+from worker.broker.publisher import RabbitPublisher
+from worker.broker.subscriber import Subscriber
+from worker.broker.watchdog import Watchdog
+from worker.errors import WorkerError
+
+pytestmark = pytest.mark.rabbitmq
+Eventually = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+async def subscriber(new_session: NewSession, scenario: str) -> AsyncIterator[Subscriber]:
+    inbox: asyncio.Queue[Delivery] = asyncio.Queue(10)
+    subscriber = Subscriber(await new_session(), scenario, inbox, prefetch=10)
+    await subscriber.start()
+    yield subscriber
+    await subscriber.stop()
+
+
+async def lose_consumer(subscriber: Subscriber) -> None:
+    """The bug nobody knows of yet: the broker has forgotten the consumer, and the client thinks it is there."""
+    link = subscriber._consumer.link
+    assert link is not None
+    for tag in link.tags.values():
+        await link.channel.basic_cancel(tag)
+    assert subscriber.consuming, "this is what makes it a trap"
+
+
+async def test_a_registered_consumer_is_healthy(subscriber: Subscriber) -> None:
+    watchdog = Watchdog(subscriber)
+    assert not watchdog.healthy
+    await watchdog.check()
+    assert watchdog.healthy
+    assert (watchdog.reason, watchdog.queue_depth, watchdog.consumers) == ("consuming", 0, 1)
+    await subscriber.pause()
+    await watchdog.check()
+    assert watchdog.healthy
+    assert watchdog.reason == "paused"
+
+
+async def test_a_forgotten_consumer_is_started_over(subscriber: Subscriber, eventually: Eventually) -> None:
+    watchdog = Watchdog(subscriber)
+    await watchdog.check()
+    await lose_consumer(subscriber)
+    await watchdog.check()
+    assert not watchdog.healthy
+    assert "no consumer" in watchdog.reason
+    await eventually(lambda: subscriber.restarts == 1 and subscriber.consuming)
+    await watchdog.check()
+    assert watchdog.healthy
+    assert watchdog.rebuilds == 1
+
+
+async def test_twice_in_a_row_ends_the_worker(subscriber: Subscriber, eventually: Eventually, scenario: str) -> None:
+    """Messages wait and starting over has not helped: let the supervisor start a fresh process."""
+    publisher = RabbitPublisher(subscriber.session)
+    watchdog = Watchdog(subscriber, quiet=0.0)
+    await lose_consumer(subscriber)
+    await publisher.publish(OutgoingMessage(exchange="swarm.records", routing_key=scenario, body=b"1", message_id="m1"))
+    await watchdog.check()
+    await eventually(lambda: subscriber.restarts == 1 and subscriber.outstanding == 1)
+    await lose_consumer(subscriber)
+    await publisher.publish(OutgoingMessage(exchange="swarm.records", routing_key=scenario, body=b"2", message_id="m2"))
+    with pytest.raises(WorkerError, match="has not helped") as stalled:
+        await asyncio.wait_for(watchdog.run(), 10)
+    assert stalled.value.exit_code == 70
+
+
+async def test_a_full_window_is_the_stores_slowness_and_no_stall(
+    subscriber: Subscriber, scenario: str, eventually: Eventually
+) -> None:
+    publisher = RabbitPublisher(subscriber.session)
+    for number in range(15):
+        await publisher.publish(
+            OutgoingMessage(exchange="swarm.records", routing_key=scenario, body=b"1", message_id=f"m{number}")
+        )
+    await eventually(lambda: subscriber.outstanding == 10)
+    watchdog = Watchdog(subscriber, quiet=0.0)
+    for _ in range(3):
+        await watchdog.check()
+    assert watchdog.healthy
+    assert watchdog.queue_depth == 5
+
+
+async def test_an_unreachable_broker_is_unhealthy_and_no_reason_to_die(
+    new_session: NewSession, amqp_url: str, scenario: str
+) -> None:
+    async with proxied(amqp_url) as (proxy, url):
+        inbox: asyncio.Queue[Delivery] = asyncio.Queue(10)
+        session = await new_session(url=url, call_timeout=0.5)
+        subscriber = Subscriber(session, scenario, inbox, prefetch=10)
+        await subscriber.start()
+        watchdog = Watchdog(subscriber)
+        proxy.freeze()
+        for _ in range(3):
+            await watchdog.check()
+        assert not watchdog.healthy
+        assert "does not answer" in watchdog.reason
+        assert watchdog.rebuilds == 0
+        proxy.thaw()
+        await subscriber.stop()
