@@ -140,6 +140,10 @@ class Applier:
         rows = await self._store.deployments(scenario, limit=_LOG_ROWS)
         return live_models(rows, depth=self._max_history)
 
+    async def retire(self, scenario: str) -> None:
+        """Drop the files of models beyond those that are live, may be rolled back to, or are among the newest."""
+        await self._registry.retire(scenario, keep=await self.history(scenario), newest=self._max_history)
+
     async def reconcile(self, scenario: str) -> None:
         """At start: carry on what a crash interrupted, and serve the live model again where another is served."""
         async with self._turns[scenario]:
@@ -201,7 +205,7 @@ class Applier:
             "model_live", scenario=model.scenario, action=started.action, model_id=model.model_id,
             version=model.version, previous=started.previous_model_id, by=started.by, forced=started.forced,
         )  # fmt: skip
-        await self._registry.retire(model.scenario, keep=await self.history(model.scenario), newest=self._max_history)
+        await self.retire(model.scenario)
         return Applied(model.model_id, started.previous_model_id, started.deployment_id)
 
     async def _bring(self, model: Model) -> None:

@@ -20,7 +20,6 @@ from worker.learning.validation import (
     logged_on_holdout,
     strategy_of,
 )
-from worker.settings import Settings
 
 StrategyName: TypeAlias = Literal["no_regression", "improvement", "absolute"]
 
@@ -38,11 +37,6 @@ class Weighed(Struct, frozen=True, kw_only=True):
 
     verdict: Verdict
     metrics: dict[str, Any]
-
-
-def gate_config(settings: Settings) -> GateConfig:
-    """The rule that SWARM_GATE_STRATEGY and SWARM_GATE_THRESHOLD name."""
-    return GateConfig(strategy=settings.gate_strategy, threshold=settings.gate_threshold)
 
 
 def weigh(config: GateConfig, model: OfflineModel, champion: OfflineModel | None, held_out: Counts) -> Weighed:

@@ -22,7 +22,8 @@ from msgspec import Struct
 
 import worker
 from worker.models.durable import read_file
-from worker.training.results import EXIT_OUT_OF_MEMORY, MODEL_FILE, RESULT_FILE, TrainingResult, decode_result
+from worker.training.limits import EXIT_OUT_OF_MEMORY
+from worker.training.results import MODEL_FILE, RESULT_FILE, TrainingResult, decode_result
 
 log = structlog.get_logger(__name__)
 
@@ -136,7 +137,7 @@ class ChildLauncher:
         *,
         timeout: float,
         memory_mb: int,
-        grace: float = 10.0,
+        grace: float = 5.0,
         command: Sequence[str] = (sys.executable, "-P", "-s", "-m", "worker.training.trainer"),
     ) -> None:
         self._timeout = timeout
@@ -146,8 +147,7 @@ class ChildLauncher:
 
     async def run(self, run_dir: Path, on_progress: OnProgress) -> ChildEnd:
         """Train in `run_dir` (made by the caller, 0700) and say how it ended. Cancelling it ends the child first."""
-        for name in (MODEL_FILE, RESULT_FILE):  # an earlier attempt's must not pass for this one's
-            (run_dir / name).unlink(missing_ok=True)
+        run_dir = await asyncio.to_thread(_cleared, run_dir)
         transport, listener = await asyncio.get_running_loop().subprocess_exec(
             lambda: _Listener(on_progress),
             *self._command, str(run_dir), "--parent-pid", str(os.getpid()), "--memory-mb", str(self._memory_mb),
@@ -199,6 +199,13 @@ def child_environment(run_dir: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
     }
+
+
+def _cleared(run_dir: Path) -> Path:
+    """The directory's absolute path (the child's working directory is another), without an earlier attempt's results."""
+    for name in (MODEL_FILE, RESULT_FILE):
+        (run_dir / name).unlink(missing_ok=True)
+    return run_dir.resolve()
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

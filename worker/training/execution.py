@@ -22,8 +22,9 @@ from worker.models.announce import Announcer
 from worker.models.registry import Registry
 from worker.store.port import Model, OutboxEvent, Run, RunState, Store, TriggerState
 from worker.training.child import ChildLauncher, Died, Finished
+from worker.training.collect import collect, frozen_before
 from worker.training.endings import after_failure, after_skip, after_success, has_news
-from worker.training.inputs import TrainingConfig, TrainingInput, collect, frozen_before, write_input
+from worker.training.inputs import TrainingConfig, TrainingInput, write_input
 from worker.training.results import TrainingResult
 from worker.training.trigger_book import TriggerBook
 

@@ -15,6 +15,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+#: Exit status of a child that ran into its own memory limit; free in sysexits.h.
+EXIT_OUT_OF_MEMORY = 86
+#: Exit status of a child whose parent was gone when it started.
+EXIT_ORPHANED = 87
+
 #: prctl(2): the signal this process gets when the thread that created it ends.
 _PR_SET_PDEATHSIG = 1
 #: Under memory pressure the kernel takes the trainer before the process that ingests.

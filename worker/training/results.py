@@ -13,11 +13,6 @@ INPUT_FILE = "input.json"
 MODEL_FILE = "model.json"
 RESULT_FILE = "result.json"
 
-#: Exit status of a child that ran into its own memory limit; free in sysexits.h.
-EXIT_OUT_OF_MEMORY = 86
-#: Exit status of a child whose parent was gone when it started.
-EXIT_ORPHANED = 87
-
 
 class TrainingResult(Struct, frozen=True, kw_only=True):
     """The end of a training that did not fail: a model, or a reason why there is nothing to learn."""

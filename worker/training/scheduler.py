@@ -55,16 +55,16 @@ class TriggerScheduler:
         clock: Clock,
         triggers: Mapping[str, TrainTrigger],
         interval: float,
-        learn_model: str,
+        learn_models: Mapping[str, str],
     ) -> None:
-        """`learn_model`: whose episodes' outcomes count for quality and drift."""
+        """`learn_models`: per scenario, whose episodes' outcomes count for quality and drift."""
         self._store = store
         self._book = book
         self._runs = runs
         self._clock = clock
         self._triggers = dict(triggers)
         self._interval = interval
-        self._learn_model = learn_model
+        self._learn_models = learn_models
         self.stats = SchedulerStats()
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -138,17 +138,16 @@ class TriggerScheduler:
             return "new episodes or sessions"
         now_ms = self._clock.now_ms()
         wait_ms = state.not_before_ms - now_ms
-        # Before the attempt that set the wait: the clock was set back, and nobody must wait for it to catch up (fault 20).
+        # Before the attempt that set the wait: the clock was set back, nobody waits for it to catch up (fault 20).
         if wait_ms > 0 and now_ms >= (state.last_attempt_at_ms or 0):
             why = f"after {state.failures} failed trainings" if state.failures else "cool-down"
             return f"{in_words(wait_ms)} more ({why})"
         return None
 
     async def _context(self, facts: ScenarioFacts, state: TriggerState) -> TriggerContext:
-        sample = await self._store.rolling_outcomes(facts.scenario, learn_model=self._learn_model, sample=_NEWEST)
-        wider = await self._store.rolling_outcomes(
-            facts.scenario, learn_model=self._learn_model, sample=_NEWEST + _EARLIER
-        )
+        learn_model = self._learn_models[facts.scenario]
+        sample = await self._store.rolling_outcomes(facts.scenario, learn_model=learn_model, sample=_NEWEST)
+        wider = await self._store.rolling_outcomes(facts.scenario, learn_model=learn_model, sample=_NEWEST + _EARLIER)
         newest, both = _metrics(sample), _metrics(wider)
         return TriggerContext(
             event_count=facts.episodes,

@@ -13,8 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker.training.limits import ChildLimits, OrphanedError, limit_this_process
-from worker.training.results import EXIT_ORPHANED, EXIT_OUT_OF_MEMORY
+from worker.training.limits import (
+    EXIT_ORPHANED,
+    EXIT_OUT_OF_MEMORY,
+    ChildLimits,
+    OrphanedError,
+    limit_this_process,
+)
 
 
 def report(progress: float, text: str) -> None:

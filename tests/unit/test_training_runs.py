@@ -1,0 +1,340 @@
+"""Runs: from a request to a row, a model and an event, through every kind of end, crash and restart (T10, T13)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.unit.training_world import TIMING, World, eventually, opened, scripted, worker_over
+from worker.errors import LeaseLost
+from worker.models.files import Manifest
+from worker.store.port import Run
+from worker.training.execution import Execution, Timing
+from worker.wire.events import Applied, Failed, Skipped, Trained
+
+HANG = "import time; time.sleep(600)"
+
+
+async def ended(world: World, run_id: str) -> Run:
+    async with asyncio.timeout(20):
+        run = await world.runs.wait(run_id)
+    assert run is not None
+    return run
+
+
+async def test_a_run_brings_a_model_with_lineage_files_event_and_watermark(tmp_path: Path) -> None:
+    """Everything a training changes, changed once."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(60)
+        async with world.running():
+            run = await ended(world, await world.command("c1"))
+        assert (run.state, run.attempts, run.progress) == ("trained", 1, 1.0)
+        (model,) = await store.models("S")
+        assert (model.model_id, model.version, model.run_id) == (run.model_id, 1, run.run_id)
+        assert model.lineage["window"] == {"lo": 1, "hi": 1}
+        assert model.lineage["counts"]["records"] == 180
+        assert model.gate_verdict == "blessed", model.gate_reasons
+        assert await world.registry.read(model)
+        assert (tmp_path / "models/S/1/manifest.json").is_file()
+        assert await store.aliases("S") == {"candidate": model.model_id}
+        (event,) = await world.events()
+        assert isinstance(event.data, Trained)
+        assert (event.data.run_id, event.data.sha256, event.data.trigger.by) == (run.run_id, model.sha256, "tester")
+        state = await store.trigger_state("S")
+        facts = await store.facts("S")
+        assert (state.trained_upto, state.trained_episodes, state.failures) == (1, facts.episodes, 0)
+        assert facts.trainings_completed == 1
+        assert not list((tmp_path / "runs").iterdir())
+        assert not list((tmp_path / "tmp").iterdir())
+
+
+async def test_what_the_gate_blesses_is_applied_in_mode_auto(tmp_path: Path) -> None:
+    """Trigger to applied, without anybody's hand."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="auto")
+        await world.feed(60)
+        async with world.running():
+            run = await world.runs.request("S", trigger={"kind": "count", "values": {}, "by": "trigger"})
+            await ended(world, run.run_id)
+        (model,) = await store.models("S")
+        assert await store.aliases("S") == {"champion": model.model_id}
+        assert await world.applicator.served("S") == model.sha256
+        assert [type(event.data) for event in await world.events()] == [Trained, Applied]
+
+
+@pytest.mark.parametrize(
+    ("mode", "apply", "live"), [("manual", True, True), ("auto", False, False), ("manual", None, False)]
+)
+async def test_a_command_may_say_whether_to_apply(tmp_path: Path, mode: str, apply: bool | None, live: bool) -> None:  # noqa: FBT001 - a table
+    """The original's train_now never applied, its timer always did (fault 5)."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="auto" if mode == "auto" else "manual")
+        await world.feed(60)
+        async with world.running():
+            run = await ended(world, await world.command("c1", apply=apply))
+        assert ("champion" in await store.aliases("S")) is live
+        assert world.runs.applied(run.run_id) is not None
+
+
+async def test_a_command_without_news_is_skipped_and_told(tmp_path: Path) -> None:
+    """An answer with its reason, not silence and not a training over nothing."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        async with world.running():
+            run = await ended(world, await world.command("c1"))
+        assert run.state == "skipped"
+        (event,) = await world.events()
+        assert isinstance(event.data, Skipped)
+        assert event.data.reason == "nothing_new"
+
+
+async def test_the_same_command_twice_is_one_run(tmp_path: Path) -> None:
+    """Also when records came in between, as after a crash."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(3)
+        first = await world.command("c1", force=True)
+        await world.feed(3)
+        assert await world.command("c1", force=True) == first
+
+
+async def test_a_command_joins_a_run_that_waits_for_the_same_records(tmp_path: Path) -> None:
+    """Two people who say train-now get one training; force is on purpose."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(3)
+        first = await world.command("c1")
+        assert await world.command("c2") == first
+        assert await world.command("c3", force=True) != first
+
+
+async def test_forced_training_over_the_same_records_gives_the_same_model_and_says_so(tmp_path: Path) -> None:
+    """Equal evidence, equal model: no new version."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(60)
+        async with world.running():
+            await ended(world, await world.command("c1"))
+            run = await ended(world, await world.command("c2", force=True))
+        assert run.state == "skipped"
+        assert run.reason is not None
+        assert run.reason.startswith("unchanged")
+        assert len(await store.models("S")) == 1
+
+
+async def test_a_child_that_dies_is_a_failed_run_with_backoff_and_the_service_goes_on(tmp_path: Path) -> None:
+    """Reason, event, doubling wait; the watermark stays, and the next training works."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, launcher=scripted("import sys; sys.exit('the cause')"))
+        await world.feed(60)
+        async with world.running():
+            run = await ended(world, await world.command("c1"))
+            once = await store.trigger_state("S")
+            await ended(world, await world.command("c2"))
+            twice = await store.trigger_state("S")
+        assert (run.state, run.reason) == ("failed", "exit:1: the cause")
+        assert (once.failures, once.trained_upto) == (1, None)
+        assert twice.not_before_ms - (twice.last_attempt_at_ms or 0) == 60_000
+        assert once.not_before_ms - (once.last_attempt_at_ms or 0) == 30_000
+        failed = (await world.events())[0].data
+        assert isinstance(failed, Failed)
+        assert (failed.reason, failed.details["detail"]) == ("exit:1", "the cause")
+
+        mended = worker_over(store, tmp_path, boot="boot2")
+        async with mended.running():
+            assert (await ended(mended, await mended.command("c3"))).state == "trained"
+        assert (await store.trigger_state("S")).failures == 0
+
+
+async def test_three_failures_on_the_same_records_hold_the_trigger(tmp_path: Path) -> None:
+    """Until new data come, or a command."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, launcher=scripted("import sys; sys.exit(7)"))
+        await world.feed(30)
+        async with world.running():
+            for _ in range(3):
+                assert not await world.runs.held("S")
+                run = await world.runs.request("S", trigger={"kind": "count", "values": {}})
+                assert (await ended(world, run.run_id)).state == "failed"
+        assert await world.runs.held("S")
+        await world.feed(1)
+        assert not await world.runs.held("S")
+
+
+async def test_a_timers_run_with_nothing_to_learn_is_skipped_without_an_event(tmp_path: Path) -> None:
+    """A timer asks every few seconds; nobody wants to hear each time."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        async with world.running():
+            run = await world.runs.request("S", trigger={"kind": "every", "values": {}})
+            assert (await ended(world, run.run_id)).state == "skipped"
+        assert await world.events() == []
+
+
+async def test_shutdown_puts_a_running_training_back_and_the_next_start_carries_it_on(tmp_path: Path) -> None:
+    """The same run, the same frozen input, one more attempt."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, launcher=scripted(HANG))
+        await world.feed(60)
+        async with world.running():
+            run_id = await world.command("c1")
+            await eventually((tmp_path / "runs" / run_id / "input.json").exists)
+            await eventually(lambda: world.runs.current("S") is not None)
+        frozen = (tmp_path / "runs" / run_id / "input.json").read_bytes()
+        run = await store.run(run_id)
+        assert run is not None
+        assert (run.state, run.reason) == ("queued", "interrupted")
+        assert world.runs.stats.interrupted == 1
+
+        await world.feed(5)
+        again = worker_over(store, tmp_path, boot="boot2")
+        async with again.running():
+            run = await ended(again, run_id)
+        assert (run.state, run.attempts) == ("trained", 2)
+        (model,) = await store.models("S")
+        assert model.lineage["counts"]["records"] == 180  # as frozen, not as of now
+        assert frozen
+        assert (await store.trigger_state("S")).trained_upto == 1
+
+
+async def test_a_run_that_a_dead_worker_left_running_is_done_again_under_a_new_epoch(tmp_path: Path) -> None:
+    """Kill -9 of the worker: its lease runs out, another takes the run over, and one model comes of it."""
+    async with opened(tmp_path) as store:
+        dead = worker_over(store, tmp_path, boot="dead")
+        await dead.feed(60)
+        run_id = await dead.command("c1")
+        now_ms = dead.tools.clock.now_ms()
+        epoch = await store.acquire_lease("training.S", "w.dead", now_ms=now_ms, ttl_ms=700)
+        assert epoch == 1
+        await store.start_run(run_id, owner="w.dead", lease="training.S", epoch=epoch, now_ms=now_ms)
+
+        world = worker_over(store, tmp_path, boot="boot2")
+        async with world.running():
+            run = await ended(world, run_id)
+        assert (run.state, run.epoch, run.attempts) == ("trained", 2, 2)
+        assert len(await world.events()) == 1
+
+
+async def test_a_zombies_commit_is_refused_and_its_child_is_ended(tmp_path: Path) -> None:
+    """A worker that was frozen past its lease finds it gone, kills its child and writes nothing (T13)."""
+    async with opened(tmp_path) as store:
+        world = worker_over(
+            store, tmp_path, launcher=scripted(HANG), timing=Timing(lease_ttl=5, renew=0.05, progress=0.02)
+        )
+        await world.feed(60)
+        run_id = await world.command("c1")
+        epoch = await store.acquire_lease(
+            "training.S", world.tools.owner, now_ms=world.tools.clock.now_ms(), ttl_ms=5000
+        )
+        assert epoch is not None
+        run = await store.run(run_id)
+        assert run is not None
+        execution = Execution(world.tools, run, lease="training.S", epoch=epoch)
+        task = asyncio.create_task(execution.run())
+        await eventually((tmp_path / "runs" / run_id / "input.json").exists)
+        later = world.tools.clock.now_ms() + 60_000
+        assert await store.acquire_lease("training.S", "other", now_ms=later, ttl_ms=15_000) == 2
+        with pytest.raises(LeaseLost):
+            await task
+        assert await store.models("S") == []
+        assert await world.events() == []
+
+
+async def test_a_directory_that_was_renamed_but_never_registered_makes_way(tmp_path: Path) -> None:
+    """Killed between rename and commit: the row, not the directory, says that there is a model."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(60)
+        left = tmp_path / "models/S/1"
+        left.mkdir(parents=True)
+        (left / "model.json").write_text("half of something")
+        async with world.running():
+            await ended(world, await world.command("c1"))
+        (model,) = await store.models("S")
+        assert await world.registry.read(model) != b"half of something"
+        assert sorted(path.name for path in (tmp_path / "models/S").iterdir()) == ["1"]
+
+
+async def test_start_removes_directories_without_a_row_and_half_written_ones(tmp_path: Path) -> None:
+    """What a crash left on disk is collected, what is registered stays."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(60)
+        async with world.running():
+            await ended(world, await world.command("c1"))
+        content = await world.registry.read((await store.models("S"))[0])
+        orphan = Manifest(
+            model_id="x", scenario="S", version=2, kind="offline", run_id="r", sha256="0", size=1, created_at_ms=0
+        )
+        (tmp_path / "models/S/2").mkdir()
+        (tmp_path / "tmp/r.1").mkdir(parents=True)
+        await world.registry.clean_up(["S", "never-seen"])
+        assert not (tmp_path / "models/S" / str(orphan.version)).exists()
+        assert not (tmp_path / "tmp").exists()
+        assert await world.registry.read((await store.models("S"))[0]) == content
+
+
+async def test_a_model_whose_worker_died_before_handing_it_over_is_handed_over_at_start(tmp_path: Path) -> None:
+    """Killed between the run's commit and the apply: restart applies it, once."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="manual")
+        await world.feed(60)
+        async with world.running():
+            await ended(world, await world.command("c1"))
+        again = worker_over(store, tmp_path, boot="boot2", mode="auto")
+        await again.runs.recover()
+        await again.runs.recover()
+        assert len(await store.deployments("S")) == 1
+        assert "champion" in await store.aliases("S")
+
+
+async def test_scenarios_train_side_by_side_and_each_one_run_at_a_time(tmp_path: Path) -> None:
+    """One scenario's hang does not stop another's training; a second run of the same waits."""
+    async with opened(tmp_path) as store:
+        script = """
+import sys, pathlib, time
+import worker.training.trainer as trainer
+if '"scenario":"A"' in pathlib.Path(sys.argv[1], "input.json").read_text(): time.sleep(600)
+sys.exit(trainer.main(sys.argv[1:]))
+"""
+        world = worker_over(store, tmp_path, launcher=scripted(script), scenarios=("A", "B"), parallel=2)
+        await world.feed(60, scenario="A")
+        await world.feed(60, scenario="B")
+        async with world.running():
+            hanging = await world.command("c1", scenario="A")
+            waiting = await world.command("c2", scenario="A", force=True)
+            assert (await ended(world, await world.command("c3", scenario="B"))).state == "trained"
+            first, second = await store.run(hanging), await store.run(waiting)
+            assert first is not None
+            assert second is not None
+            assert (first.state, second.state) == ("running", "queued")
+
+
+async def test_progress_reaches_the_row_and_status(tmp_path: Path) -> None:
+    """What a person watching sees."""
+    script = """import time; print('{"progress": 0.4, "text": "busy"}', flush=True); time.sleep(600)"""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, launcher=scripted(script))
+        await world.feed(10)
+        async with world.running():
+            run_id = await world.command("c1")
+
+            async def written() -> None:
+                while (row := await store.run(run_id)) is None or row.progress != 0.4:  # noqa: ASYNC110 - a row has no event
+                    await asyncio.sleep(0.01)
+                assert row.progress_text == "busy"
+
+            async with asyncio.timeout(10):
+                await written()
+            current = world.runs.current("S")
+            assert current is not None
+            assert (current.progress, current.text) == (0.4, "busy")
+
+
+def test_timing_outlives_two_missed_renewals() -> None:
+    """The lease's time is what two failed renewals may take."""
+    assert Timing().lease_ttl > 2 * Timing().renew
+    assert TIMING.lease_ttl > 2 * TIMING.renew

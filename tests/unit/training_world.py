@@ -1,0 +1,200 @@
+"""What the tests of training and models share: a worker's parts over a real store, and frozen inputs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from worker.clock import SystemClock
+from worker.episodes.projection import learn_models
+from worker.episodes.rules import Rules
+from worker.learning.analyzer import AnalysisInput, count_rows
+from worker.learning.counts import CountKey, Counts
+from worker.learning.offline_model import Window
+from worker.models.announce import Announcer
+from worker.models.applicators.noop import NoopApplicator
+from worker.models.applicators.port import Applicator
+from worker.models.applier import Applier, ApplyMode
+from worker.models.files import ModelFiles
+from worker.models.gate import GateConfig
+from worker.models.registry import Registry
+from worker.projector import Projector
+from worker.settings import LEARN_MODELS
+from worker.store import open_store
+from worker.store.port import IncomingBatch, Store, Stored
+from worker.training.child import ChildLauncher
+from worker.training.execution import Timing, Tools
+from worker.training.inputs import FrozenFacts, TrainingConfig, TrainingInput
+from worker.training.runs import RunManager
+from worker.training.trigger_book import TriggerBook
+from worker.wire.codec import decode_batch, encode_batch
+from worker.wire.events import Event, decode_event
+from worker.wire.records import ActionRecord, Batch
+
+CONFIG = TrainingConfig(max_sessions=20, holdout=0.3, gate=GateConfig(min_samples=1))
+TIMING = Timing(lease_ttl=5.0, renew=0.1, progress=0.02, cooldown=0.0, first_backoff=30.0)
+
+
+async def eventually(condition: Callable[[], bool], *, within: float = 10.0) -> None:
+    """Wait until `condition` holds; fails by TimeoutError."""
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110 - any condition, not only those with an event
+            await asyncio.sleep(0.01)
+
+
+def some_counts(*, successes: int = 40) -> Counts:
+    """What many short episodes leave: `look` then `done` mostly works, `guess` then `done` never."""
+    counts: Counter[CountKey] = Counter()
+    for names, ok, bad in (((("look",)), successes, 2), (("guess",), 0, 20)):
+        counts[CountKey("log", "action.visits", names)] = ok + bad
+        counts[CountKey("log", "action.successes", names)] = ok
+        counts[CountKey("log", "action.failures", names)] = bad
+        counts[CountKey("log", "start.success", names)] = ok
+        counts[CountKey("log", "start.failure", names)] = bad
+        counts[CountKey("log", "start.visits", names)] = ok + bad
+    counts[CountKey("log", "episodes.success", ())] = successes
+    counts[CountKey("log", "episodes.failure", ())] = 22
+    return counts
+
+
+def given_input(*, run_id: str, scenario: str = "S", empty: bool = False, successes: int = 40) -> TrainingInput:
+    """A frozen input from which a model comes, or nothing."""
+    rows = [] if empty else count_rows(some_counts(successes=successes))
+    return TrainingInput(
+        run_id=run_id,
+        kind="offline",
+        analysis=AnalysisInput(scenario=scenario, counts=rows, window=Window(lo=1, hi=9), updated_at_ms=1),
+        holdout=rows,
+        champion=None,
+        config=CONFIG,
+        facts=FrozenFacts(last_batch_no=9, records=100, episodes=50, sessions=0),
+        held_out_sessions=0,
+        frozen_at_ms=1,
+    )
+
+
+@dataclass
+class World:
+    """The parts of one worker process, over a store that outlives it."""
+
+    store: Store
+    data_dir: Path
+    tools: Tools
+    registry: Registry
+    files: ModelFiles
+    applicator: Applicator
+    applier: Applier
+    runs: RunManager
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    seq: int = 0
+
+    async def feed(self, tasks: int, *, scenario: str = "S", good: Callable[[int], bool] = lambda n: n % 3 > 0) -> None:
+        """Ingest tasks of a few actions in one batch and project them."""
+        records: list[Any] = []
+        for n in range(tasks):
+            task = f"t{self.seq}-{n}"
+            names = ("look", "open", "done") if good(n) else ("guess", "open", "give_up")
+            records += [
+                ActionRecord(task_id=task, tick=tick, worker_id=n % 3, action=name, event_id=tick)
+                for tick, name in enumerate(names)
+            ]
+        body = encode_batch(records, producer_id="p", producer_epoch=0, batch_seq=self.seq)
+        self.seq += 1
+        batch = decode_batch(body, scenario=scenario)
+        assert isinstance(batch, Batch)
+        terminal = frozenset(record.task_id for record in records)
+        now_ms = self.tools.clock.now_ms()
+        incoming = IncomingBatch(
+            scenario=scenario, batch=batch, body=body, received_at_ms=now_ms, terminal_tasks=terminal
+        )
+        assert isinstance((await self.store.ingest([incoming]))[0], Stored)
+        await self.project()
+
+    async def project(self) -> None:
+        """Bring the projections up to the log."""
+        rules = Rules(holdout=CONFIG.holdout)
+        models = learn_models(LEARN_MODELS, rules)
+        projector = Projector(
+            self.store,
+            self.tools.clock,
+            rules_of=lambda _: rules,
+            models_of=lambda _: models,
+            idle_ms=900_000,
+            busy=lambda: False,
+        )
+        await projector.catch_up()
+
+    async def command(self, nonce: str, *, scenario: str = "S", force: bool = False, apply: bool | None = None) -> str:
+        """Ask for a run as `train-now` does; returns its id."""
+        trigger = {"kind": "command", "values": {"force": force}, "by": "tester"}
+        return (await self.runs.request(scenario, trigger=trigger, nonce=nonce, apply=apply)).run_id
+
+    async def events(self) -> list[Event]:
+        """All events, oldest first."""
+        return [decode_event(row.body) for row in reversed(await self.store.events())]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The run manager at work."""
+        task = asyncio.create_task(self.runs.run(self.stopping))
+        try:
+            yield
+        finally:
+            self.stopping.set()
+            await task
+            self.stopping.clear()
+
+
+def worker_over(
+    store: Store,
+    data_dir: Path,
+    *,
+    boot: str = "boot1",
+    mode: ApplyMode = "manual",
+    applicator: Applicator | None = None,
+    launcher: ChildLauncher | None = None,
+    timing: Timing = TIMING,
+    scenarios: tuple[str, ...] = ("S",),
+    parallel: int = 1,
+) -> World:
+    """A worker process's parts, as the composition root makes them."""
+    clock = SystemClock()
+    announcer = Announcer("w")
+    files = ModelFiles(data_dir)
+    registry = Registry(store, files)
+    chosen = applicator or NoopApplicator()
+    applier = Applier(
+        store=store, registry=registry, applicator=chosen, announcer=announcer, clock=clock,
+        mode_of=lambda _: mode, max_history=2,
+    )  # fmt: skip
+    tools = Tools(
+        store=store, book=TriggerBook(store), registry=registry, announcer=announcer,
+        launcher=launcher or ChildLauncher(timeout=30, memory_mb=1024, grace=0.5), clock=clock, config=CONFIG,
+        runs_dir=data_dir / "runs", owner=f"w.{boot}", timing=timing,
+    )  # fmt: skip
+    runs = RunManager(tools, applier, scenarios=scenarios, max_parallel=parallel)
+    return World(store, data_dir, tools, registry, files, chosen, applier, runs)
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, kind: Literal["sqlite", "memory"] = "sqlite") -> AsyncIterator[Store]:
+    """A real store in a folder of the test's own."""
+    store = open_store("memory:" if kind == "memory" else f"sqlite://{tmp_path}/swarm.db", SystemClock())
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def scripted(script: str, **options: Any) -> ChildLauncher:
+    """A launcher whose trainer is a script, which finds the trainer's arguments in `sys.argv`."""
+    return ChildLauncher(
+        **{"timeout": 30, "memory_mb": 1024, "grace": 0.3, **options}, command=(sys.executable, "-P", "-c", script)
+    )
