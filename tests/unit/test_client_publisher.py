@@ -39,7 +39,7 @@ class FakePublisher:
         self.error: Exception = PublishFailed("nacked", reason="nacked")
         self.holding: asyncio.Event | None = None
 
-    async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:  # noqa: ASYNC109  the port's
+    async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
         """See `port.Publisher`."""
         assert mandatory
         assert timeout > 0

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import structlog
@@ -121,8 +120,8 @@ class RecordPublisher:
         await self.start()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        await self.close(0.0 if kind is not None else 30.0)
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def start(self) -> None:
         """Open the spool and send what an earlier process left. Raises `ConfigurationError`."""
@@ -200,7 +199,7 @@ class RecordPublisher:
         finally:
             self._flushes -= 1
 
-    async def close(self, timeout: float = 30.0) -> int:  # noqa: ASYNC109  a deadline after which the rest is kept
+    async def close(self, timeout: float = 30.0) -> int:
         """Flush for at most `timeout` seconds, put the rest on disk, and return how many batches are unconfirmed."""
         if self._spool is None:
             return 0

@@ -1,0 +1,130 @@
+"""Following learning events: each once, decoded, and the model that is live as far as the events tell.
+
+For services, and for nodes that do not share a file system with the worker: `learning.trained` carries the offline
+model itself where it is small, `learning.applied` and `learning.rolled_back` say which one is live.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import structlog
+from msgspec import Raw
+
+from worker.client.models import CurrentModel, load_model
+from worker.learning.offline_model import ModelUnreadable
+from worker.wire.events import Applied, Event, RolledBack, Trained, decode_event
+
+log = structlog.get_logger(__name__)
+
+_REMEMBERED_EVENTS = 10_000
+#: Models kept for the event that will say that they are live: the worker's own history is five deep.
+_REMEMBERED_MODELS = 20
+
+
+class Message(Protocol):
+    """A message whose body is an event."""
+
+    @property
+    def body(self) -> bytes:
+        """CloudEvents JSON."""
+        ...
+
+
+class EventFeed(Protocol):
+    """Where events come from (`broker.events.EventSubscriber`). Each message is settled when the next is asked for."""
+
+    def follow(self) -> AsyncIterator[Message]:
+        """Messages as they come."""
+        ...
+
+
+class EventFollower:
+    """Events of a feed, each once however often it was sent, in the order of arrival: `async for event in follower`.
+
+    An event is settled when the next one is asked for. A process that dies in between gets it again after its restart,
+    if its subscription is durable, so acting on events must be safe to repeat; `event.id` is constant.
+    """
+
+    def __init__(self, feed: EventFeed) -> None:
+        self._feed = feed
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self.duplicates = 0
+        self.unreadable = 0
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Go on until cancelled. What is no event is logged, counted and passed over."""
+        async for message in self._feed.follow():
+            try:
+                event = decode_event(message.body)
+            except ValueError as error:
+                self.unreadable += 1
+                log.warning("event_unreadable", error=str(error))
+                continue
+            if event.id in self._seen:
+                self.duplicates += 1
+                continue
+            yield event
+            # Only now: an event that its consumer failed on is new when it comes again.
+            self._seen[event.id] = None
+            if len(self._seen) > _REMEMBERED_EVENTS:
+                self._seen.popitem(last=False)
+
+
+class LiveModel:
+    """Which model of one scenario is live, told by events: feed it every event, read `current`."""
+
+    def __init__(self, scenario: str) -> None:
+        self.scenario = scenario
+        #: The live model, None until one is applied; an older one while `missing` says which one it should be.
+        self.current: CurrentModel | None = None
+        #: Id of the live model where no event brought it (over 64 KB, or trained before we listened): fetch it at its
+        #: `uri`, or read it with `ModelFile`.
+        self.missing: str | None = None
+        self._known: OrderedDict[str, CurrentModel] = OrderedDict()
+
+    def take(self, event: Event) -> bool:
+        """Note what the event says; True where the live model changed."""
+        data = event.data
+        if isinstance(data, dict) or data.scenario != self.scenario:
+            return False
+        if isinstance(data, Trained):
+            self._remember(data)
+            return False
+        if isinstance(data, Applied) and data.verified:
+            return self._is_live(data.model_id)
+        if isinstance(data, RolledBack):
+            live = data.details.get("live_model_id")
+            return isinstance(live, str) and self._is_live(live)
+        return False
+
+    def _remember(self, trained: Trained) -> None:
+        if trained.kind != "offline" or not isinstance(trained.model, Raw):
+            return
+        try:
+            model = load_model(
+                bytes(trained.model),
+                scenario=trained.scenario,
+                model_id=trained.model_id,
+                version=trained.model_version,
+                sha256=trained.sha256,
+            )
+        except ModelUnreadable as error:
+            log.warning("event_model_refused", model_id=trained.model_id, error=str(error))
+            return
+        self._known[trained.model_id] = model
+        if len(self._known) > _REMEMBERED_MODELS:
+            self._known.popitem(last=False)
+        if self.missing == trained.model_id:  # the two events came in the other order
+            self._is_live(trained.model_id)
+
+    def _is_live(self, model_id: str) -> bool:
+        model = self._known.get(model_id)
+        self.missing = model_id if model is None else None
+        if model is None or model is self.current:
+            return False
+        self._known.move_to_end(model_id)
+        self.current = model
+        return True
