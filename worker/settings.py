@@ -7,6 +7,7 @@ import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -79,7 +80,7 @@ class Settings(BaseSettings):
     amqp_ca_file: Path | None = Field(
         None, description="CA certificates to trust instead of the system's, for amqps://"
     )
-    amqp_allow_plaintext: bool = Field(False, description="allow amqp:// to a host that is not this machine")
+    amqp_allow_plaintext: bool = Field(default=False, description="allow amqp:// to a host that is not this machine")
     topology: Literal["auto", "passive"] = Field(
         "auto", description="auto declares broker objects; passive only checks them"
     )
@@ -158,7 +159,8 @@ class Settings(BaseSettings):
     @property
     def effective_store_url(self) -> str:
         """`store_url`, or the SQLite file in the data directory."""
-        return self.store_url or f"sqlite:///{self.data_dir / 'swarm.db'}"
+        # A URL knows only absolute paths, and ends at a "?" or "#" of a directory's name unless it is quoted.
+        return self.store_url or f"sqlite://{quote(str((self.data_dir / 'swarm.db').absolute()))}"
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -25,7 +25,8 @@ def open_store(url: str, clock: Clock, *, read_only: bool = False) -> Store:
     if parts.scheme == "memory":
         return MemoryStore(clock)
     if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
-        return SqliteStore(Database(Path(unquote(parts.path)), clock, read_only=read_only))
+        # Four slashes are as good as three.
+        return SqliteStore(Database(Path("/" + unquote(parts.path).lstrip("/")), clock, read_only=read_only))
     raise ConfigurationError(
         f"SWARM_STORE_URL: {parts.scheme or 'no'}:// is no store that this worker has; write sqlite:///absolute/path/swarm.db"
     )

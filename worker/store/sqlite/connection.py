@@ -15,6 +15,9 @@ BUSY_TIMEOUT_MS = 5_000
 #: Pages of 4 KiB. A writer that rewrites the same hot pages group after group checkpoints them once, not each time.
 CHECKPOINT_PAGES = 4_000
 
+#: What SQLite answers for synchronous=FULL.
+_FULL = 2
+
 _COMMON = (
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
     "PRAGMA foreign_keys=ON",
@@ -38,14 +41,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     """The one connection that writes; raises `StoreUnavailable` where its commits would not survive a power cut."""
     connection = _connect(path)
     try:
-        mode = _answer(connection, "PRAGMA journal_mode=WAL")
-        _answer(connection, "PRAGMA synchronous=FULL")
-        synchronous = _answer(connection, "PRAGMA synchronous")
-        if mode != "wal" or synchronous != 2:  # noqa: PLR2004 - 2 is FULL in SQLite's own numbers
-            raise StoreUnavailable(
-                f"the store {path} does not take durable settings (journal_mode={mode}, synchronous={synchronous}); "
-                "put it on a local disk that supports shared memory"
-            )
+        _make_durable(connection, path)
         for pragma in (
             *_COMMON,
             "PRAGMA cache_size=-65536",
@@ -85,6 +81,17 @@ def _connect(path: Path) -> sqlite3.Connection:
     # Connections are made in one thread and closed in another, never used by two at once.
     uri = f"{path.absolute().as_uri()}?mode=rw"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256)
+
+
+def _make_durable(connection: sqlite3.Connection, path: Path) -> None:
+    mode = _answer(connection, "PRAGMA journal_mode=WAL")
+    _answer(connection, "PRAGMA synchronous=FULL")
+    synchronous = _answer(connection, "PRAGMA synchronous")
+    if (mode, synchronous) != ("wal", _FULL):
+        raise StoreUnavailable(
+            f"the store {path} does not take durable settings (journal_mode={mode}, synchronous={synchronous}); "
+            "put it on a local disk that supports shared memory"
+        )
 
 
 def _answer(connection: sqlite3.Connection, pragma: str) -> object:

@@ -101,11 +101,7 @@ class Database:
                 self._writer = connection
                 refuse_foreign(connection, self.path)
                 started = self._clock.monotonic()
-                found = quick_check(connection)
-                if found is not None:
-                    raise StoreCorrupt(
-                        f"the store {self.path} is damaged ({found}); restore a backup (`swarm-worker backup` makes them)"
-                    )
+                self._refuse_damaged(quick_check(connection))
                 migrated = migrate(connection)
         except BaseException:
             self._close_writer()
@@ -118,6 +114,11 @@ class Database:
             migrated=migrated,
             check_seconds=round(self._clock.monotonic() - started, 3),
         )
+
+    def _refuse_damaged(self, found: str | None) -> None:
+        if found is not None:
+            cure = "restore a backup (`swarm-worker backup` makes them)"
+            raise StoreCorrupt(f"the store {self.path} is damaged ({found}); {cure}")
 
     def _in_transaction(self, function: Callable[[sqlite3.Connection], T]) -> T:
         started = self._clock.monotonic()

@@ -12,7 +12,7 @@ _CURES = {
     sqlite3.SQLITE_FULL: "the disk is full; free space and the worker goes on by itself",
     sqlite3.SQLITE_IOERR: "reading or writing the file failed; look at the disk, its quota and the kernel's log",
     sqlite3.SQLITE_READONLY: "the file or its directory is read-only; make both writable for this user",
-    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened; look at its directory, permissions and the limit of open files",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; look at its directory, permissions and the limit of open files",
     sqlite3.SQLITE_PERM: "access was denied; look at the permissions of file and directory",
     sqlite3.SQLITE_AUTH: "access was denied; look at the permissions of file and directory",
     sqlite3.SQLITE_NOMEM: "memory ran out; give the worker more",

@@ -20,9 +20,11 @@ class Maintenance(Role):
     """`worker.store.port.Maintenance` on SQLite."""
 
     async def open(self) -> None:
+        """Lock, check, migrate; or, read-only, only look."""
         await self._database.open()
 
     async def close(self) -> None:
+        """Let what was begun come to its end, then let go of the file."""
         await self._database.close()
 
     async def probe(self) -> None:
@@ -32,12 +34,11 @@ class Maintenance(Role):
         )
 
     async def backup(self, target: Path) -> None:
-        """Copy to `target`, which must not exist; it appears under its name only when it is whole, checked and synced."""
-        if target.exists():
-            raise ConfigurationError(f"{target} exists; name a file that does not")
+        """Copy to `target`, which must not exist; it gets that name only when it is whole, checked and synced."""
         await self._database.read(lambda connection: _back_up(connection, target))
 
     async def describe(self) -> dict[str, Any]:
+        """Kind, place, schema, size on disk, durability."""
         return await self._database.read(self._describe)
 
     def _describe(self, connection: sqlite3.Connection) -> dict[str, Any]:
@@ -55,6 +56,8 @@ class Maintenance(Role):
 
 
 def _back_up(connection: sqlite3.Connection, target: Path) -> None:
+    if target.exists():
+        raise ConfigurationError(f"{target} exists; name a file that does not")
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
     create_file(partial)
@@ -67,16 +70,18 @@ def _back_up(connection: sqlite3.Connection, target: Path) -> None:
             found = quick_check(copy)
         finally:
             copy.close()
-        if found is not None:
-            raise StoreCorrupt(
-                f"the copy {target} is damaged ({found}); the store itself may be: run `swarm-worker check`"
-            )
+        _refuse_damaged(target, found)
         _sync(partial)
         partial.rename(target)
         _sync(target.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _refuse_damaged(target: Path, found: str | None) -> None:
+    if found is not None:
+        raise StoreCorrupt(f"the copy {target} is damaged ({found}); the store itself may be: run `swarm-worker check`")
 
 
 def _sync(path: Path) -> None:

@@ -34,8 +34,8 @@ def refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
     version, newest = schema_version(connection), len(migrations())
     if version > newest:
         raise ConfigurationError(
-            f"the store {path} has schema {version}, this worker knows schemas up to {newest}; install the newer worker "
-            "again, or restore the backup made before the upgrade"
+            f"the store {path} has schema {version}, this worker knows schemas up to {newest}; "
+            "install the newer worker again, or restore the backup made before the upgrade"
         )
 
 
@@ -45,8 +45,8 @@ def refuse_other_version(connection: sqlite3.Connection, path: Path) -> None:
     version, newest = schema_version(connection), len(migrations())
     if version != newest:
         raise ConfigurationError(
-            f"the store {path} has schema {version}, this program needs {newest}; start the worker of this version once, "
-            "it migrates the store"
+            f"the store {path} has schema {version}, this program needs {newest}; "
+            "start the worker of this version once, it migrates the store"
         )
 
 
@@ -59,9 +59,8 @@ def migrate(connection: sqlite3.Connection, folder: Path = FOLDER) -> list[int]:
         script = file.read_text(encoding="utf-8")
         try:
             # user_version and application_id are part of the file's header page, so they commit with the rest.
-            connection.executescript(
-                f"BEGIN IMMEDIATE;\n{script}\n;PRAGMA application_id={APPLICATION_ID};PRAGMA user_version={number};COMMIT;"
-            )
+            header = f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={number};"
+            connection.executescript(f"BEGIN IMMEDIATE;\n{script};\n{header}\nCOMMIT;")
         except BaseException:
             if connection.in_transaction:
                 connection.rollback()
