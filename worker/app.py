@@ -31,7 +31,7 @@ from worker.models.applicators.port import Applicator
 from worker.models.applicators.webhook import WebhookApplicator
 from worker.models.applier import Applier
 from worker.models.files import ModelFiles
-from worker.models.gate import gate_config
+from worker.models.gate import GateConfig
 from worker.models.registry import Registry
 from worker.operations import Operations
 from worker.ops.health import HealthServer
@@ -55,7 +55,7 @@ from worker.wire.signing import parse_keys
 
 
 class WorkerBuilder:
-    """Makes a worker with parts of one's own (the original's `DaemonBuilder`); what is not given comes from settings."""
+    """Makes a worker with parts of one's own (the original's `DaemonBuilder`); the rest comes from settings."""
 
     def __init__(self, settings: Settings | None = None, **flags: Any) -> None:
         """`flags` are settings by name, such as `scenarios="a,b"` or `apply_mode="auto"`."""
@@ -96,7 +96,7 @@ class WorkerBuilder:
         settings = self._settings
         require_runnable(parse_mode(settings.processor_mode))
         if not settings.scenarios:
-            raise ConfigurationError("no scenario to serve; set SWARM_SCENARIOS, for example SWARM_SCENARIOS=checkout,search")
+            raise ConfigurationError("no scenario to serve; set SWARM_SCENARIOS, for example to checkout,search")
         triggers, models = self._triggers, self._learn_models
         kit = _Kit(
             settings=settings,
@@ -173,7 +173,8 @@ class _Kit:
             self.rules.__getitem__,
             settle=_Settler(subscribers).settle,
             limits=Limits(messages=settings.batch_messages, bytes=settings.batch_bytes, age=settings.batch_age),
-            on_stored=lambda: projector.wake(),  # noqa: PLW0108 - made below, since it asks the sink whether it is busy
+            # Made below, since it asks the sink whether it is busy.
+            on_stored=lambda: projector.wake(),  # noqa: PLW0108
             on_store_down=lambda reason: intake.hold("store", f"store: {reason}"),
             on_store_up=lambda: intake.release("store"),
         )
@@ -186,10 +187,12 @@ class _Kit:
             busy=sink.busy,
         )
         registry = Registry(store, ModelFiles(settings.data_dir))
+        announcer = Announcer(settings.worker_id)
         applier = Applier(
             store=store,
             registry=registry,
             applicator=self.applicator,
+            announcer=announcer,
             clock=clock,
             mode_of=lambda name: apply_mode_of(settings, name),
             max_history=settings.max_history,
@@ -197,7 +200,10 @@ class _Kit:
         )
         book = TriggerBook(store)
         runs = RunManager(
-            self._training_tools(book, registry, worker.boot_id), applier, scenarios=scenarios, on_event=relay.wake
+            self._training_tools(book, registry, announcer, worker.boot_id),
+            applier,
+            scenarios=scenarios,
+            on_event=relay.wake,
         )
         scheduler = TriggerScheduler(
             store=store,
@@ -279,17 +285,19 @@ class _Kit:
             http=self._http(status),
         )
 
-    def _training_tools(self, book: TriggerBook, registry: Registry, boot_id: str) -> Tools:
+    def _training_tools(self, book: TriggerBook, registry: Registry, announcer: Announcer, boot_id: str) -> Tools:
         settings = self.settings
         return Tools(
             store=self.store,
             book=book,
             registry=registry,
-            announcer=Announcer(settings.worker_id),
+            announcer=announcer,
             launcher=ChildLauncher(timeout=settings.training_timeout, memory_mb=settings.training_memory_mb),
             clock=self.clock,
             config=TrainingConfig(
-                max_sessions=settings.max_sessions, holdout=settings.holdout, gate=gate_config(settings)
+                max_sessions=settings.max_sessions,
+                holdout=settings.holdout,
+                gate=GateConfig(strategy=settings.gate_strategy, threshold=settings.gate_threshold),
             ),
             runs_dir=settings.data_dir / "runs",
             owner=f"{settings.worker_id}.{boot_id}",

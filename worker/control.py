@@ -29,7 +29,7 @@ from worker.wire.signing import verify
 log = structlog.get_logger(__name__)
 
 FinalStatus = Literal["done", "refused", "failed"]
-#: Done again after a crash, these give the same result: a run is found by the command's id, the rest settle at one state.
+#: Done again after a crash, these give the same result: a run is found by its command's id, the rest settle.
 _REPEATABLE = frozenset({"train-now", "apply", "rebuild", "replay-quarantine", "pause", "resume"})
 
 
@@ -219,9 +219,7 @@ class Control:
             ours = stored.scenario is None or stored.scenario in self._scenarios
             if isinstance(command, Rejection) or not ours:
                 continue
-            address = _Address(
-                stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, {}
-            )
+            address = _Address(stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, {})
             self._waiting[stored.command_id].append(address)
             if command.command in _REPEATABLE:
                 log.info("command_resumed", command=command.command, command_id=command.command_id)

@@ -1,4 +1,4 @@
-"""Which scenarios are consumed now, and for each that is not, why: one place, so that no two reasons undo each other."""
+"""Which scenarios are consumed now, and of the others, why not: one place, so that no two reasons undo each other."""
 
 from __future__ import annotations
 

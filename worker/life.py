@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from uuid import uuid4
@@ -132,13 +132,14 @@ class Worker:
             group.create_task(parts.relay.run(done), name="outbox")
             runs = group.create_task(parts.runs.run(learn_stopping), name="runs")
             await parts.runs.recover()
-            for consumer in (*parts.subscribers.values(), parts.listener):
-                await _register(consumer)
-            watchers = [group.create_task(parts.control.run(), name="control")]
-            for name, watchdog in parts.watchdogs.items():
-                watchers.append(group.create_task(watchdog.run(), name=f"watchdog of {name}"))
-            for session in parts.sessions:
-                watchers.append(group.create_task(session.failed(), name=f"{session.role} session"))
+            for subscriber in parts.subscribers.values():
+                await _register(subscriber.start)
+            await _register(parts.listener.start)
+            watchers = [
+                group.create_task(parts.control.run(), name="control"),
+                *(group.create_task(dog.run(), name=f"watchdog of {name}") for name, dog in parts.watchdogs.items()),
+                *(group.create_task(one.failed(), name=f"{one.role} session") for one in parts.sessions),
+            ]
             self.started.set()
             log.info("started", worker_id=self.settings.worker_id, scenarios=list(self.settings.scenarios))
             await self._stop.wait()
@@ -172,7 +173,7 @@ class Worker:
         await parts.listener.stop()
 
 
-async def _register(consumer: Subscriber | ControlListener) -> None:
+async def _register(start: Callable[[], Awaitable[None]]) -> None:
     """Start a consumer; a broker that is up but in trouble gets a minute to come to itself."""
     attempts = AsyncRetrying(
         stop=stop_after_delay(_REGISTER_SECONDS),
@@ -181,9 +182,11 @@ async def _register(consumer: Subscriber | ControlListener) -> None:
         reraise=True,
     )
     try:
-        await attempts(consumer.start)
+        await attempts(start)
     except BROKER_ERRORS as error:
-        raise BrokerUnreachable(f"the broker let no consumer register within {_REGISTER_SECONDS:g} s: {describe(error)}") from error
+        raise BrokerUnreachable(
+            f"the broker let no consumer register within {_REGISTER_SECONDS:g} s: {describe(error)}"
+        ) from error
 
 
 def _first_cause(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -69,23 +69,24 @@ class Operations:
     async def carry_out(self, command: Command) -> dict[str, Any]:
         """Do it and say what came of it. Raises `CommandRefused`, `CommandFailed`, or another `WorkerError`."""
         by = f"command {command.command_id}"
-        match command.args:
-            case TrainNow() as args:
+        args = command.args
+        match args:
+            case TrainNow():
                 return await self._train_now(_scenario(command), args, command.command_id)
-            case Apply() as args:
+            case Apply():
                 return await self._apply(_scenario(command), args, by)
-            case Rollback(model_id):
+            case Rollback(model_id=model_id):
                 scenario = _scenario(command)
                 to = None if model_id is None else await self.registry.find(scenario, model_id)
                 return plain(await self.applier.rollback(scenario, by=by, to=to))
             case Rebuild():
                 await self.store.rebuild(_scenario(command))
                 return {"projected": await self.projector.catch_up()}
-            case ReplayQuarantine() as args:
+            case ReplayQuarantine():
                 return await self._replay(_scenario(command), args)
-            case Pause(what):
+            case Pause(what=what):
                 return await self._pause(command.scenario, what, paused=True)
-            case Resume(what):
+            case Resume(what=what):
                 return await self._pause(command.scenario, what, paused=False)
             case Status():
                 return await self.status()

@@ -81,6 +81,8 @@ class Projector:
         self._idle_ms = idle_ms
         self._busy = busy
         self._stored = asyncio.Event()
+        #: Two rounds at once would read the same pending items and count them twice.
+        self._turn = asyncio.Lock()
 
     def wake(self) -> None:
         """Say that a batch was stored."""
@@ -120,6 +122,10 @@ class Projector:
 
     async def project_pending(self) -> int:
         """One round; the number of items projected. Raises `StoreUnavailable` where the store is away."""
+        async with self._turn:
+            return await self._round()
+
+    async def _round(self) -> int:
         limit = BUSY_ROUND_ACTIONS if self._busy() else ROUND_ACTIONS
         items = await self._store.pending(now_ms=self._clock.now_ms(), idle_ms=self._idle_ms, limit=limit)
         self.stats.rounds += 1

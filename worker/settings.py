@@ -171,7 +171,8 @@ def load_settings(**flags: Any) -> Settings:
     secrets_dir = Path(os.environ.get("SWARM_SECRETS_DIR", "/run/secrets"))
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(_secrets_dir=secrets_dir if secrets_dir.is_dir() else None, **given)
+        # mypy takes the class for a plain dataclass; pydantic-settings documents the argument.
+        return Settings(_secrets_dir=secrets_dir if secrets_dir.is_dir() else None, **given)  # type: ignore[call-arg]
     except ValidationError as error:
         lines = []
         for problem in error.errors():

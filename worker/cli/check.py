@@ -1,4 +1,4 @@
-"""`swarm-worker check`: finds faults of settings, broker, permissions, topology and store, and names the cure of each."""
+"""`swarm-worker check`: finds faults of settings, broker, topology, permissions and store, and names the cure."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import click
@@ -57,14 +57,16 @@ _FAILED = 1
 
 def _sending(command: F) -> F:
     """Options of every command that is sent."""
-    for option in (
+    options: tuple[Callable[[Any], Any], ...] = (
         click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="seconds to wait"),
         click.option("--wait", is_flag=True, help="wait for the end and say what came of it"),
         json_option,
         settings_options(*PLACES),
-    ):
-        command = option(command)
-    return command
+    )
+    made: Any = command
+    for option in options:
+        made = option(made)
+    return cast("F", made)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What the commands share: settings as flags, printing for people or as JSON, the store opened beside a running worker."""
+"""What the commands share: settings as flags, printing for people or as JSON, the store beside a running worker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from rich.table import Table
 from worker.clock import SystemClock
 from worker.errors import ConfigurationError
 from worker.ops.logging import configure_logging
-from worker.settings import SLUG, Settings, load_settings
+from worker.settings import Settings, load_settings
 from worker.store import open_store
 from worker.store.port import Store
+from worker.wire.names import is_slug
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,8 +36,11 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
-def settings_options(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Flags for these settings (all of them where none is named); the command gets `settings`."""
+def settings_options(*names: str, serves: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Flags for these settings (all of them where none is named); the command gets `settings`.
+
+    A command that `serves` logs as set; one that a person waits for says its own words, and logs only when asked to.
+    """
     chosen = names or tuple(Settings.model_fields)
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
@@ -44,7 +48,8 @@ def settings_options(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             flags = {name: kwargs.pop(name) for name in chosen}
             settings = load_settings(**flags)
-            configure_logging(settings.log_level, settings.log_format)
+            level = settings.log_level if serves or "log_level" in settings.model_fields_set else "critical"
+            configure_logging(level, settings.log_format)
             return command(*args, settings=settings, **kwargs)  # type: ignore[arg-type]  # ParamSpec cannot say "plus one"
 
         for name in reversed(chosen):
@@ -59,7 +64,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 def _scenario_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not SLUG.fullmatch(value):
+    if value is not None and not is_slug(value):
         raise click.BadParameter(f"{value!r} is no scenario name; use letters, digits, - and _, at most 64")
     return value
 

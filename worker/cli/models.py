@@ -38,7 +38,8 @@ async def _list(settings: Settings, scenario: str | None, limit: int, as_json: b
         for name in [scenario] if scenario else await store.scenarios():
             aliases = await store.aliases(name)
             for model in await store.models(name, limit=limit):
-                listed.append((model, [alias for alias, model_id in aliases.items() if model_id == model.model_id]))
+                names = [alias for alias, model_id in aliases.items() if model_id == model.model_id]
+                listed.append((model, names))
     if as_json:
         print_json([{**_fields(model), "aliases": names} for model, names in listed])
         return

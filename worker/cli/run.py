@@ -6,9 +6,8 @@ import asyncio
 import os
 import signal
 
-import structlog
-
 import click
+import structlog
 
 from worker.app import WorkerBuilder
 from worker.cli.common import settings_options
@@ -19,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 @click.command()
-@settings_options()
+@settings_options(serves=True)
 def run(*, settings: Settings) -> None:
     """Serve the scenarios of SWARM_SCENARIOS until SIGTERM, SIGINT or a shutdown command.
 

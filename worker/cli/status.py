@@ -15,6 +15,7 @@ from worker.wire.commands import Status
 
 _TIMEOUT = 15.0
 
+
 @click.command()
 @click.option("--worker", "worker_id", help="ask this worker")
 @click.option("--stored", is_flag=True, help="ask the store alone, no worker and no broker needed")
@@ -28,6 +29,7 @@ def status(*, settings: Settings, worker_id: str | None, stored: bool, as_json: 
         return
     _show(report)
 
+
 async def _ask(settings: Settings, worker_id: str | None) -> dict[str, Any]:
     async with control_client(settings) as client:
         command = make_command("status", Status(), None)
@@ -35,6 +37,7 @@ async def _ask(settings: Settings, worker_id: str | None) -> dict[str, Any]:
             if reply.final:
                 return reply.result
     raise NotFound("no worker answered; `swarm-worker status --stored` asks the store instead")
+
 
 async def _stored(settings: Settings) -> dict[str, Any]:
     async with reading_store(settings) as store:
@@ -57,6 +60,7 @@ async def _stored(settings: Settings) -> dict[str, Any]:
                 "training_paused": state.paused,
             }
     return {"ready": False, "problems": ["asked the store alone"], "scenarios": scenarios}
+
 
 def _show(report: dict[str, Any]) -> None:
     if "worker_id" in report:
@@ -82,8 +86,7 @@ def _show(report: dict[str, Any]) -> None:
     )
     for name, s in report["scenarios"].items():
         if "doing" in s:
-
-            click.echo(f"\n{name}: {s['doing']}{running}; the next training waits for {s['waiting_for']}")
+            click.echo(f"\n{name}: {s['doing']}; the next training waits for {s['waiting_for']}")
             click.echo(f"  trigger {s['trigger']}; consumer {s['consumer']}; {s['queue_depth']} messages in the queue")
             if s.get("last_trigger_error"):
                 click.echo(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-#: Metric, key in the scenario's status, help. Counters count over the life of the store, so a restart does not reset them.
+Rows: TypeAlias = tuple[tuple[str, str, str], ...]
+Family: TypeAlias = type[CounterMetricFamily] | type[GaugeMetricFamily]
+
+#: Metric, key in the scenario's status, help. Counters are the store's, so a restart does not reset them.
 _SCENARIO_COUNTERS = (
     ("swarm_records", "records_received", "Records stored."),
     ("swarm_batches", "batches", "Batches stored."),
@@ -59,17 +62,25 @@ class StatusCollector(Collector):
         """Prometheus asks; the status answers."""
         scenarios: Mapping[str, Mapping[str, Any]] = self.status.get("scenarios", {})
         worker: Mapping[str, Any] = self.status.get("counters", {})
-        for family, table in ((CounterMetricFamily, _SCENARIO_COUNTERS), (GaugeMetricFamily, _SCENARIO_GAUGES)):
-            for name, key, text in table:
-                metric = family(name, text, labels=["scenario"])
-                for scenario, values in scenarios.items():
-                    if values.get(key) is not None:
-                        metric.add_metric([scenario], float(values[key]))
-                yield metric
-        for family, table in ((CounterMetricFamily, _WORKER_COUNTERS), (GaugeMetricFamily, _WORKER_GAUGES)):
-            for name, key, text in table:
-                if worker.get(key) is not None:
-                    yield family(name, text, value=float(worker[key]))
+        yield from _per_scenario(CounterMetricFamily, _SCENARIO_COUNTERS, scenarios)
+        yield from _per_scenario(GaugeMetricFamily, _SCENARIO_GAUGES, scenarios)
+        yield from _of_worker(CounterMetricFamily, _WORKER_COUNTERS, worker)
+        yield from _of_worker(GaugeMetricFamily, _WORKER_GAUGES, worker)
+
+
+def _per_scenario(family: Family, rows: Rows, scenarios: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
+    for name, key, text in rows:
+        metric = family(name, text, labels=["scenario"])
+        for scenario, values in scenarios.items():
+            if values.get(key) is not None:
+                metric.add_metric([scenario], float(values[key]))
+        yield metric
+
+
+def _of_worker(family: Family, rows: Rows, values: Mapping[str, Any]) -> Iterable[Metric]:
+    for name, key, text in rows:
+        if values.get(key) is not None:
+            yield family(name, text, value=float(values[key]))
 
 
 def make_registry() -> tuple[CollectorRegistry, StatusCollector]:
