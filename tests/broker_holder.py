@@ -1,7 +1,8 @@
 """Holds one broker for a whole test run: `python broker_holder.py DIRECTORY`.
 
-Under xdist several processes share it and any of them may end first. So the broker belongs to none of them: each keeps the
-pipe DIRECTORY/in-use open for writing, and when the last one has let go, however it ended, the pipe ends and so does this.
+Under xdist several processes share it and any of them may end first. So the broker belongs to none of them: each keeps
+the pipe DIRECTORY/in-use open for writing, and when the last one has let go, however it ended, the pipe ends and so
+does this.
 """
 
 from __future__ import annotations

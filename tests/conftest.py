@@ -115,7 +115,7 @@ def _start(directory: Path) -> int:
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A real RabbitMQ: SWARM_AMQP_URL, localhost, Docker, or a private server. Fails where there is none, never skips."""
+    """A real RabbitMQ, found as `worker.broker.local` finds one. Fails where there is none, never skips."""
     held, found = _join_or_start(_shared_directory(tmp_path_factory))
     yield Broker(found)
     os.close(held)

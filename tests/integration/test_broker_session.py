@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration.conftest import NewSession
 from tests.integration.proxy import proxied
-from worker.broker.local import LocalBroker, main
+from worker.broker.local import main
 from worker.broker.probe import handshake
 from worker.broker.session import Session, effective_semantics
 from worker.broker.url import parse_amqp_url
 from worker.errors import BrokerRefused, BrokerUnreachable
+
+if TYPE_CHECKING:
+    from tests.conftest import Broker
 
 pytestmark = pytest.mark.rabbitmq
 Eventually = Callable[..., Awaitable[None]]
@@ -93,7 +97,7 @@ async def test_a_cut_connection_comes_back(new_session: NewSession, amqp_url: st
 
 
 async def test_a_refusal_after_the_start_is_reported_and_not_retried_in_silence(
-    broker: LocalBroker, amqp_url: str, new_session: NewSession
+    broker: Broker, amqp_url: str, new_session: NewSession
 ) -> None:
     """The virtual host is deleted under us: every reconnect is refused."""
     session = await new_session()
@@ -112,7 +116,7 @@ async def test_a_frozen_broker_does_not_hold_a_call_for_ever(new_session: NewSes
         await session.close()
 
 
-def test_a_command_runs_beside_a_broker(broker: LocalBroker, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_runs_beside_a_broker(broker: Broker, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWARM_AMQP_URL", amqp_url)
     assert main(["--", "/bin/sh", "-c", f'test "$SWARM_AMQP_URL" = "{amqp_url}" && exit 7']) == 7
 

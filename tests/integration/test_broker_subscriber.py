@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,9 @@ from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.subscriber import MAX_BODY, Subscriber
 from worker.broker.topology import records_queue
+
+if TYPE_CHECKING:
+    from tests.conftest import Broker
 
 pytestmark = pytest.mark.rabbitmq
 Eventually = Callable[..., Awaitable[None]]
@@ -170,7 +174,7 @@ async def test_an_oversized_body_arrives_cut_so_that_it_is_refused_and_not_kept(
 async def test_a_smaller_inbox_than_the_prefetch_loses_nothing(
     new_session: NewSession, scenario: str, publish: Publish
 ) -> None:
-    """Quorum queues may hand out more than the prefetch (rabbitmq-server #5609); a full inbox must not block a callback."""
+    """Quorum queues may exceed the prefetch (rabbitmq-server #5609); a full inbox must not block a callback."""
     session = await new_session()
     inbox: asyncio.Queue[Delivery] = asyncio.Queue(3)
     subscriber = Subscriber(session, scenario, inbox, prefetch=50)
@@ -257,7 +261,7 @@ async def test_a_paused_subscriber_stays_paused_across_a_cut(
 
 
 async def test_a_connection_closed_by_the_broker_comes_back(
-    new_session: NewSession, broker: object, scenario: str, publish: Publish, amqp_url: str
+    new_session: NewSession, broker: Broker, scenario: str, publish: Publish, amqp_url: str
 ) -> None:
     session = await new_session()
     inbox: asyncio.Queue[Delivery] = asyncio.Queue(100)
@@ -266,8 +270,7 @@ async def test_a_connection_closed_by_the_broker_comes_back(
     await publish(3)
     await take(inbox, 3)
     vhost = amqp_url.rsplit("/", 1)[1]
-    control = broker.control  # type: ignore[attr-defined] # tests/conftest.py's Broker cannot be imported by name
-    await asyncio.to_thread(control, "close_all_connections", "--vhost", vhost, "maintenance")
+    await asyncio.to_thread(broker.control, "close_all_connections", "--vhost", vhost, "maintenance")
     again = await take_fresh(inbox, 3)
     assert bodies(again) == [0, 1, 2]
     await subscriber.ack_many(again)

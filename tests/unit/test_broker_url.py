@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_allowed_parameters_are_taken() -> None:
     ],
 )
 def test_a_parameter_the_client_would_misread_is_refused_by_name(query: str, named: str) -> None:
-    """aiormq turns verification off for `no_verify_ssl=false`, and heartbeats off for `heartbeat=10s` (measured)."""
+    """The client turns verification off for `no_verify_ssl=false`, heartbeats off for `heartbeat=10s` (measured)."""
     with pytest.raises(ConfigurationError, match=rf"SWARM_AMQP_URL.*{named}"):
         parse_amqp_url(f"amqp://localhost/?{query}")
 
@@ -84,8 +85,6 @@ def test_plaintext_leaves_this_machine_only_where_that_is_said() -> None:
 
 
 def test_tls_verifies_and_says_which_file_it_cannot_read(tmp_path: Path) -> None:
-    import ssl  # noqa: PLC0415
-
     context = parse_amqp_url("amqps://broker.example").tls
     assert context is not None
     assert context.check_hostname

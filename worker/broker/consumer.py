@@ -1,7 +1,8 @@
-"""A consumer that is brought back after every loss, on a channel of its own, and knows which deliveries are still its.
+"""A consumer that is brought back after every loss, on a channel of its own.
 
-The client library runs callbacks as tasks of the channel and cancels them when it closes (measured), so `on_message` only
-hands over. Each new channel is a new `Link` with a new generation; deliveries hold theirs and are stale once it is gone.
+The client library runs callbacks as tasks of the channel and cancels them when it closes (measured), so `on_message`
+only hands over. Each new channel is a new `Link` with a new generation; deliveries hold theirs and are stale once it is
+gone.
 """
 
 from __future__ import annotations
@@ -174,8 +175,8 @@ class Consumer:
         """Close the channel; what is unsettled goes back to its queue. Pause first and settle, to lose no work."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            # Told as well as cancelled: up to Python 3.11, `wait_for` inside the client library may swallow a cancellation
-            # that meets an answer of the broker (python/cpython#86296), and the keeper would wait for ever (seen here).
+            # Told as well as cancelled: up to Python 3.11, `wait_for` inside the client library may swallow a
+            # cancellation that meets an answer of the broker (python/cpython#86296); the keeper then waited for ever.
             self._stopping = True
             self._lost.set()
             keeper.cancel()

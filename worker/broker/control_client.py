@@ -81,8 +81,8 @@ class ControlClient:
     ) -> AsyncIterator[Reply]:
         """Send a command to `swarm.control`; yields answers until `workers` of them were final.
 
-        With `workers=None` (how many there are is not known) it listens until `timeout` and ends quietly if anybody answered.
-        The same command is sent again after a loss of the connection: its id makes that safe.
+        With `workers=None` (how many there are is not known) it listens until `timeout`, and ends quietly if anybody
+        answered. The same command is sent again after a loss of the connection: its id makes that safe.
 
         Raises `NotFound` where nobody listens, `NoAnswer` after `timeout` seconds, `BrokerRefused` without permission.
         """

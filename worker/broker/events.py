@@ -28,8 +28,9 @@ _EXPIRES_MS = 5 * 60 * 1000
 class EventSubscriber:
     """Events in `inbox`, unacknowledged. The same event may come twice: its `message_id` tells.
 
-    With `service`, the queue is durable and fills while the service is away; without, it is this client's alone and goes
-    five minutes after the client. `keys` are topics: `learning.trained`, `learning.trained.<scenario>`, `learning.#`.
+    With `durable`, the queue is the service's `name` and fills while the service is away; without, it is this client's
+    alone and goes five minutes after it. `keys` are topics: `learning.trained`, `learning.trained.<scenario>`,
+    `learning.#`.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ InDocker = Callable[[str], contextlib.AbstractContextManager[LocalBroker]]
 def local_broker(*, in_docker: InDocker | None = None) -> Iterator[LocalBroker]:
     """SWARM_AMQP_URL, else RabbitMQ on localhost, else one in Docker, else a private server; cleans up what it started.
 
-    `in_docker` runs the image in another way than `docker run`. From asyncio, enter it in a thread: starting takes seconds.
+    `in_docker` runs the image in another way than `docker run`. From asyncio, enter it in a thread: it takes seconds.
 
     Raises `BrokerUnreachable` where none is found and none can be started, saying what to install.
     """
@@ -184,6 +185,8 @@ def _say(text: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run a command beside a broker; its exit status is ours."""
     command = arguments[1:] if arguments[:1] == ["--"] else arguments
+    # So that the command and the broker end with us: by default SIGTERM ends Python without any cleaning up.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if not command:
         sys.stderr.write("usage: python -m worker.broker.local -- COMMAND...\n")
         return 64

@@ -109,5 +109,5 @@ class Subscription(Protocol):
         ...
 
     async def ack_many(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge a group of this subscription's deliveries in few frames; stale and settled ones are passed over."""
+        """Acknowledge a group of this subscription's deliveries in few frames; stale and settled ones are skipped."""
         ...

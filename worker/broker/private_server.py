@@ -1,7 +1,8 @@
 """A RabbitMQ of our own on a free loopback port: Debian's server, run directly, gone when its owner is gone.
 
-Run as `python -m worker.broker.private_server DIRECTORY PORT`: starts the server under DIRECTORY, and ends it when standard
-input reaches its end. The owner holds the other end of that pipe, so the server does not outlive it however it dies.
+Run as `python -m worker.broker.private_server DIRECTORY PORT`: starts the server under DIRECTORY, and ends it when
+standard input reaches its end. The owner holds the other end of that pipe, so the server does not outlive it however it
+dies.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def serve(server: Path, directory: Path, port: int) -> None:
     environment = server_environment(directory)
     with (directory / "console.log").open("wb") as console:
         # Started here, not by the server: epmd would otherwise detach itself and outlive everybody.
-        epmd = subprocess.Popen(["epmd"], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+        epmd = subprocess.Popen(
+            [shutil.which("epmd") or "epmd"], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+        )
         node = subprocess.Popen(
             [server], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
         )

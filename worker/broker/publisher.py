@@ -54,7 +54,7 @@ class RabbitPublisher:
         self._in_flight: dict[str, asyncio.Future[None]] = {}
 
     async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
-        """Send and wait for the confirm. Raises `PublishFailed`; its `reason` says whether the message can have arrived.
+        """Send and wait for the confirm. Raises `PublishFailed`, whose `reason` says what happened.
 
         After `timeout` and `no_connection` it may have arrived all the same: send it again under the same `message_id`.
         """

@@ -1,8 +1,8 @@
 """One robust connection: brought up within bounded time, brought back after each loss, loud where that cannot help.
 
-aio-pika restores the connection; channels are ours. Its robust channels restore themselves too, but a channel that
-cannot be restored closes the whole connection (aio-pika 10.2.1, `robust_connection.py::_on_connected`), stale deliveries
-look like fresh ones, and a consumer that was not restored tells nobody. A component that opens its own channel, and knows
+aio-pika restores the connection; channels are ours. Its robust channels restore themselves too, but one that cannot be
+restored closes the whole connection (aio-pika 10.2.1, `robust_connection.py::_on_connected`), stale deliveries look
+like fresh ones, and a consumer that was not restored tells nobody. A component that opens its own channel, and knows
 that it did, has none of these troubles.
 """
 
@@ -35,7 +35,7 @@ _SLOWEST_RECONNECT = 15.0
 
 
 class Session:
-    """A connection for one role. `await start()`, then `open_channel()`; `failed()` tells of what no retry will mend."""
+    """A connection for one role: `await start()`, then `open_channel()`; `failed()` tells what no retry will mend."""
 
     def __init__(
         self, role: Role, url: BrokerUrl, *, start_timeout: float = 30.0, call_timeout: float = CALL_TIMEOUT
@@ -71,7 +71,8 @@ class Session:
             await attempts(self._connect)
         except BROKER_ERRORS as error:
             raise BrokerUnreachable(
-                f"no broker answered at {self.url.masked} within {self._start_timeout:g} s ({describe(error)}); check SWARM_AMQP_URL"
+                f"no broker answered at {self.url.masked} within {self._start_timeout:g} s ({describe(error)}); "
+                "check SWARM_AMQP_URL"
             ) from error
 
     async def close(self) -> None:
@@ -98,7 +99,7 @@ class Session:
                 publisher_confirms=confirms, on_return_raises=True, frame_buffer_size=1000, timeout=self.call_timeout
             )
         self.generation += 1
-        return cast(Channel, channel)
+        return cast("Channel", channel)
 
     def fail(self, error: WorkerError) -> None:
         """Report what no retry will mend; the first report stands."""
@@ -108,7 +109,7 @@ class Session:
             self._failure.exception()
 
     async def failed(self) -> None:
-        """Waits; raises the error that ended this session for good (`BrokerRefused`, or a component's `WorkerError`)."""
+        """Waits; raises the error that ended this session for good: `BrokerRefused`, or a component's `WorkerError`."""
         if self._failure is None:
             raise RuntimeError("the session is not started")
         await asyncio.shield(self._failure)
@@ -161,7 +162,7 @@ class Session:
         refusal = await self._refusal(error) if error is not None else None
         if refusal is not None:
             self.fail(refusal)
-        # aio-pika waits a fixed time between attempts; this makes it back off, so that a returning broker is not stormed.
+        # aio-pika waits a fixed time between attempts; this makes it back off, not to storm a broker that returns.
         slower = min(_SLOWEST_RECONNECT, connection.reconnect_interval * 2)
         connection.reconnect_interval = slower * random.uniform(0.75, 1.0)  # noqa: S311 - jitter, no secret
         log.warning("broker_connection_lost", role=self.role, error=describe(error) if error is not None else None)

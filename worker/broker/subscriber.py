@@ -88,7 +88,7 @@ class RabbitDelivery:
 
 
 class Subscriber:
-    """Fills `inbox` with a scenario's deliveries. `inbox` should hold `prefetch` of them for each scenario that shares it."""
+    """Fills `inbox` with a scenario's deliveries; it should have room for `prefetch` of each scenario in it."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """The broker's address: parsed, checked, and shown without its password.
 
-aio-pika reads whatever stands in the query of the URL and takes some of it the wrong way round: `no_verify_ssl=false` turns
-verification off, `heartbeat=10s` turns heartbeats off (measured, aiormq 7.2.4). So the query is an allow-list here, and
-what aio-pika gets is built anew from what was understood.
+aio-pika reads whatever stands in the query of the URL and takes some of it the wrong way round: `no_verify_ssl=false`
+turns verification off, `heartbeat=10s` turns heartbeats off (measured, aiormq 7.2.4). So the query is an allow-list
+here, and what aio-pika gets is built anew from what was understood.
 """
 
 from __future__ import annotations

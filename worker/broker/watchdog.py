@@ -1,7 +1,7 @@
 """Proof that a subscriber is registered at the broker and that its queue moves; a socket that is open proves nothing.
 
-It exists for the recovery bug nobody knows of yet: clients have come back from a reconnect without their consumer, healthy to
-look at, for days (aio-pika #231, faststream #2758).
+It exists for the recovery bug nobody knows of yet: clients have come back from a reconnect without their consumer,
+healthy to look at, for days (aio-pika #231, faststream #2758).
 """
 
 from __future__ import annotations
