@@ -17,8 +17,11 @@ from worker.cli.common import (
     scenario_option,
     settings_options,
 )
+from worker.configuration import learn_models_of, rules_of
+from worker.errors import ConfigurationError
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
+from worker.training.exports import TrainingDataExport
 from worker.wire.codec import record_to_json
 
 Write = Callable[[bytes], int]
@@ -63,3 +66,26 @@ async def _episodes(settings: Settings, scenario: str, learn_model: str | None) 
         async for episode in store.episodes(scenario, EpisodeFilter(learn_model=learn_model)):
             sys.stdout.buffer.write(orjson.dumps(plain(episode)) + b"\n")
     sys.stdout.buffer.flush()
+
+
+@export.command("training-data")
+@scenario_option
+@click.option("--learn-model", help="only examples of this learn model; dpo gives preference pairs")
+@click.option("--min-score", type=float, help="only episodes with at least this score")
+@settings_options(*PLACES, "scenarios", "learn_models", "scenario_options", "terminal_actions", "system_events")
+def training_data(*, settings: Settings, scenario: str, learn_model: str | None, min_score: float | None) -> None:
+    """Examples for fine-tuning: SFT lines {"messages": [...]}, DPO lines {"prompt", "chosen", "rejected"}."""
+    run_async(_training_data(settings, one_scenario(scenario, settings), learn_model, min_score))
+
+
+async def _training_data(settings: Settings, scenario: str, learn_model: str | None, min_score: float | None) -> None:
+    models = [model for model in learn_models_of(settings, scenario) if learn_model in (None, model.name)]
+    if not models:
+        raise ConfigurationError(f"--learn-model: {learn_model!r} does not run on {scenario}; see SWARM_LEARN_MODELS")
+    async with reading_store(settings) as store:
+        export = TrainingDataExport(store, scenario, models=models, rules=rules_of(settings, scenario))
+        async for line in export.lines(EpisodeFilter(min_score=min_score)):
+            sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+    excluded = len(export.excluded)
+    click.echo(f"{export.examples} examples; {excluded} episodes gave none (only successes teach)", err=True)
