@@ -23,7 +23,7 @@ class Wire:
         self.down = False
         self.sent: list[str] = []
 
-    async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - the port's
+    async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
         """Confirm, or fail as the port says."""
         assert mandatory
         assert timeout

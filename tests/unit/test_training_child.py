@@ -215,7 +215,7 @@ asyncio.run(launcher.run(pathlib.Path({str(tmp_path)!r}), lambda progress, text:
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", parent]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:  # noqa: ASYNC220, S603 - killed; ours
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:  # noqa: ASYNC220 - killed; ours
         assert process.stdout is not None
         lines = (await asyncio.to_thread(process.stdout.readline)).split()
         while not lines or not lines[-1].isdigit():  # log lines come first

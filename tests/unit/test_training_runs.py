@@ -68,7 +68,7 @@ async def test_what_the_gate_blesses_is_applied_in_mode_auto(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("mode", "apply", "live"), [("manual", True, True), ("auto", False, False), ("manual", None, False)]
 )
-async def test_a_command_may_say_whether_to_apply(tmp_path: Path, mode: str, apply: bool | None, live: bool) -> None:  # noqa: FBT001 - a table
+async def test_a_command_may_say_whether_to_apply(tmp_path: Path, mode: str, apply: bool | None, live: bool) -> None:
     """The original's train_now never applied, its timer always did (fault 5)."""
     async with opened(tmp_path) as store:
         world = worker_over(store, tmp_path, mode="auto" if mode == "auto" else "manual")
@@ -238,7 +238,8 @@ async def test_a_zombies_commit_is_refused_and_its_child_is_ended(tmp_path: Path
         later = world.tools.clock.now_ms() + 60_000
         assert await store.acquire_lease("training.S", "other", now_ms=later, ttl_ms=15_000) == 2
         with pytest.raises(LeaseLost):
-            await task
+            async with asyncio.timeout(5):  # at once, not when the child is through
+                await task
         assert await store.models("S") == []
         assert await world.events() == []
 
@@ -285,7 +286,11 @@ async def test_a_model_whose_worker_died_before_handing_it_over_is_handed_over_a
         async with world.running():
             await ended(world, await world.command("c1"))
         again = worker_over(store, tmp_path, boot="boot2", mode="auto")
+        waiting = await again.command("c2", force=True)
+        for name in (waiting, "ended-long-ago"):
+            (tmp_path / "runs" / name).mkdir()
         await again.runs.recover()
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == [waiting]
         await again.runs.recover()
         assert len(await store.deployments("S")) == 1
         assert "champion" in await store.aliases("S")

@@ -1,7 +1,5 @@
 """The triggers' timer: what fires, what does not, what is remembered, and what status says."""
 
-# ruff: noqa: D102, ARG002 - a trigger's methods are the protocol's
-
 from __future__ import annotations
 
 import asyncio

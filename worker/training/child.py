@@ -202,7 +202,7 @@ def child_environment(run_dir: Path) -> dict[str, str]:
 
 
 def _cleared(run_dir: Path) -> Path:
-    """The directory's absolute path (the child's working directory is another), without an earlier attempt's results."""
+    """The directory without an earlier attempt's results; absolute, since the child's working directory is another."""
     for name in (MODEL_FILE, RESULT_FILE):
         (run_dir / name).unlink(missing_ok=True)
     return run_dir.resolve()

@@ -6,8 +6,10 @@ Everything that must survive a restart is a row; this object holds only what is 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
@@ -162,7 +164,10 @@ class RunManager:
         """At start, once the applier is reconciled: hand over a newest model whose run ended before it was handed over.
 
         Runs that were left `running` need nothing here: `run` takes them over as soon as their lease has run out.
+        Directories of runs that ended are removed; those of the others hold the input that the next attempt trains on.
         """
+        unfinished = await self._tools.store.runs(states=("queued", "running"), limit=1000)
+        await asyncio.to_thread(_remove_but, self._tools.runs_dir, {run.run_id for run in unfinished})
         for scenario in self._scenarios:
             newest = await self._tools.store.runs(scenario, states=("trained",), limit=1)
             if not newest or newest[0].model_id is None:
@@ -290,3 +295,9 @@ class RunManager:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _remove_but(folder: Path, keep: set[str]) -> None:
+    for run_dir in folder.iterdir() if folder.is_dir() else ():
+        if run_dir.name not in keep:
+            shutil.rmtree(run_dir, ignore_errors=True)

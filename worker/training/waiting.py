@@ -19,7 +19,7 @@ from worker.learning.triggers import (
 _TWO_MINUTES, _TWO_HOURS = 120, 7_200
 
 
-def waiting_text(trigger: TrainTrigger, ctx: TriggerContext) -> str:  # noqa: PLR0911 - one line per trigger
+def waiting_text(trigger: TrainTrigger, ctx: TriggerContext) -> str:
     """What is missing until `trigger` fires."""
     match trigger:
         case OrTrigger(members) if members:
