@@ -7,19 +7,17 @@ is the getting back that costs. A group without conflicts takes about twenty ste
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import repeat
-from operator import attrgetter
 from typing import Any, TypeAlias
 
 import msgspec
-from msgspec import Struct, field
 
 from worker.store.port import Duplicate, Incoming, IncomingBatch, IncomingReject, Quarantined, Stored, Verdict
 from worker.store.quarantine_rows import conflict_detail, message_of
 from worker.store.record_rows import ACTION, KINDS, action_body, other_body, record_from, same_content
 from worker.store.sqlite.bulk import Bulk
+from worker.store.sqlite.ingest_names import Fresh, Scope, Session, Task, find_names
 from worker.store.sqlite.numbers import SQL, Numbers
 from worker.store.sqlite.quarantine import insert_quarantine
 from worker.wire.reasons import Reason
@@ -32,61 +30,11 @@ PLACE_MASK = (1 << PLACE_BITS) - 1
 _INSERT_BATCH = Bulk(SQL["insert_batch"])
 _INSERT_RECORD = Bulk(SQL["insert_record"])
 _INSERT_IDENTITY = Bulk(SQL["insert_identity"])
-_INSERT_SESSION = Bulk(SQL["insert_session"])
 _TOUCH_TASK = Bulk(SQL["touch_task"])
 _LINK_TASK = Bulk(SQL["link_task"])
 
 #: position, kind, task_no, sequence, body
 RecordRow: TypeAlias = tuple[int, int, int | None, int | None, str]
-
-_task_and_session = attrgetter("task_id", "session_id")
-
-
-class _Task(Struct):
-    """A task that the group names."""
-
-    number: int
-    task_id: str
-    actions: int  # before this group
-    session_no: int | None  # the ended session it belongs to
-    new: bool = False
-    added: int = 0
-    changed_upto: int = 0
-    last_received_ms: int = 0
-    terminal: bool = False
-
-
-class _Session(Struct):
-    """A session that the group names."""
-
-    number: int
-    position: int | None  # of its learn stats
-    new: bool = False
-
-
-class _Scope(Struct):
-    """All that the group has to do with one scenario."""
-
-    number: int
-    name: str
-    tasks: dict[str, _Task] = {}
-    sessions: dict[str, _Session] = {}
-    counts: Counter[str] = field(default_factory=Counter)
-    received: list[int] = []  # of batches with fresh records
-    last_batch_no: int = 0
-
-
-class _Fresh(Struct):
-    """A batch that is new to the log."""
-
-    place: int  # in the group
-    incoming: IncomingBatch
-    scope: _Scope
-    batch_no: int
-    #: How many of its actions are new, by task and session named.
-    added: Counter[tuple[str, str | None]] = field(default_factory=Counter)
-    duplicates: int = 0
-    conflicts: int = 0
 
 
 class GroupIngest:
@@ -96,20 +44,20 @@ class GroupIngest:
         self._connection = connection
         self._numbers = numbers
         self._group = group
-        self._scopes: dict[str, _Scope] = {}
+        self._scopes: dict[str, Scope] = {}
         self._verdicts: list[Verdict | None] = [None] * len(group)
-        self._fresh: list[_Fresh] = []
+        self._fresh: list[Fresh] = []
         self._rows: list[RecordRow] = []
         self._identities: list[tuple[int, str, int]] = []
         self._links: set[tuple[int, int]] = set()
-        self._ended: list[tuple[_Session, int, LearnStatsRecord]] = []
+        self._ended: list[tuple[Session, int, LearnStatsRecord]] = []
 
     def run(self) -> list[Verdict]:
         """One verdict each, in order."""
         self._numbers.load(self._connection)
         self._store_batches()
         if self._fresh:
-            self._find_names()
+            find_names(self._connection, self._numbers, [*self._scopes.values()], self._fresh)
             self._make_rows()
             self._store_rows()
             self._store_tasks()
@@ -127,17 +75,17 @@ class GroupIngest:
         self._store_counts()
         return [verdict for verdict in self._verdicts if verdict is not None]
 
-    def _scope(self, name: str) -> _Scope:
+    def _scope(self, name: str) -> Scope:
         scope = self._scopes.get(name)
         if scope is None:
-            scope = self._scopes[name] = _Scope(self._numbers.scenario(self._connection, name), name)
+            scope = self._scopes[name] = Scope(self._numbers.scenario(self._connection, name), name)
         return scope
 
     # ------------------------------------------------------------ batches
 
     def _store_batches(self) -> None:
         """Give a number to each batch that is new; judge the others."""
-        candidates: list[tuple[int, IncomingBatch, _Scope]] = []
+        candidates: list[tuple[int, IncomingBatch, Scope]] = []
         for place, incoming in enumerate(self._group):
             scope = self._scope(incoming.scenario)
             if isinstance(incoming, IncomingReject):
@@ -151,7 +99,7 @@ class GroupIngest:
         if _INSERT_BATCH.run(self._connection, rows) == len(rows):
             self._numbers.batch_no += len(rows)
             for row, (place, incoming, scope) in zip(rows, candidates, strict=True):
-                self._fresh.append(_Fresh(place, incoming, scope, row[0]))
+                self._fresh.append(Fresh(place, incoming, scope, row[0]))
             return
         # Some were stored before. One by one, so that the numbers of the others have no gap.
         self._connection.execute(SQL["delete_batches_from"], (first,))
@@ -159,11 +107,11 @@ class GroupIngest:
             batch_no = self._numbers.batch_no + 1
             if self._connection.execute(SQL["insert_batch"], (batch_no, *row[1:])).rowcount:
                 self._numbers.batch_no = batch_no
-                self._fresh.append(_Fresh(place, incoming, scope, batch_no))
+                self._fresh.append(Fresh(place, incoming, scope, batch_no))
             else:
                 self._verdicts[place] = self._judge_known(row, incoming, scope)
 
-    def _batch_row(self, batch_no: int, incoming: IncomingBatch, scope: _Scope) -> tuple[Any, ...]:
+    def _batch_row(self, batch_no: int, incoming: IncomingBatch, scope: Scope) -> tuple[Any, ...]:
         identity = incoming.batch.identity
         producer_no = None
         if identity.producer_id is not None:
@@ -181,7 +129,7 @@ class GroupIngest:
             len(incoming.batch.records),
         )
 
-    def _judge_known(self, row: tuple[Any, ...], incoming: IncomingBatch, scope: _Scope) -> Verdict:
+    def _judge_known(self, row: tuple[Any, ...], incoming: IncomingBatch, scope: Scope) -> Verdict:
         _, _, producer_no, batch_seq, batch_id, content_hash, *_ = row
         if producer_no is not None:
             known = self._connection.execute(SQL["find_batch_by_seq"], (producer_no, batch_seq)).fetchone()
@@ -201,61 +149,9 @@ class GroupIngest:
             ),
         )
 
-    def _quarantine(self, scope: _Scope, reject: IncomingReject) -> Quarantined:
+    def _quarantine(self, scope: Scope, reject: IncomingReject) -> Quarantined:
         scope.counts["quarantined"] += insert_quarantine(self._connection, scope.number, reject)
         return Quarantined(reject.reason)
-
-    # ------------------------------------------------------------ names
-
-    def _find_names(self) -> None:
-        """Look up every task and session that the group names, and number the new ones."""
-        tasks: dict[str, set[str]] = {name: set() for name in self._scopes}
-        sessions: dict[str, set[str]] = {name: set() for name in self._scopes}
-        for fresh in self._fresh:
-            records = fresh.incoming.batch.records
-            # attrgetter and Counter run without a step of Python per record.
-            fresh.added = Counter(map(_task_and_session, [r for r in records if type(r) is ActionRecord]))
-            named, ended = tasks[fresh.scope.name], sessions[fresh.scope.name]
-            for task_id, session_id in fresh.added:
-                named.add(task_id)
-                if session_id is not None:
-                    ended.add(session_id)
-            if sum(fresh.added.values()) == len(records):
-                continue
-            for record in records:
-                if isinstance(record, LlmCallRecord) and record.task_id is not None:
-                    named.add(record.task_id)
-                elif isinstance(record, LearnStatsRecord):
-                    ended.add(record.session_id)
-                    named.update(record.task_ids or ())
-        for scope in self._scopes.values():
-            self._find_tasks(scope, tasks[scope.name])
-            self._find_sessions(scope, sessions[scope.name])
-
-    def _find_tasks(self, scope: _Scope, wanted: set[str]) -> None:
-        for task_id, number, actions, session_no in self._find("find_tasks", scope, wanted):
-            scope.tasks[task_id] = _Task(number, task_id, actions, session_no)
-        for task_id in sorted(wanted - scope.tasks.keys()):
-            self._numbers.task_no += 1
-            scope.tasks[task_id] = _Task(self._numbers.task_no, task_id, 0, None, new=True)
-
-    def _find_sessions(self, scope: _Scope, wanted: set[str]) -> None:
-        for session_id, number, position in self._find("find_sessions", scope, wanted):
-            scope.sessions[session_id] = _Session(number, position)
-        new = []
-        for session_id in sorted(wanted - scope.sessions.keys()):
-            self._numbers.session_no += 1
-            scope.sessions[session_id] = _Session(self._numbers.session_no, None, new=True)
-            new.append((self._numbers.session_no, scope.number, session_id))
-        _INSERT_SESSION.run(self._connection, new)
-
-    def _find(self, statement: str, scope: _Scope, wanted: Iterable[str]) -> list[Any]:
-        names = list(wanted)
-        if not names:
-            return []
-        parameters = (scope.number, msgspec.json.encode(names).decode())
-        found: list[Any] = msgspec.json.decode(self._connection.execute(SQL[statement], parameters).fetchone()[0])
-        return found
 
     # ------------------------------------------------------------ records
 
@@ -275,7 +171,7 @@ class GroupIngest:
                     self._make_other_row(fresh, position, record, nulls)
                 position += 1
 
-    def _make_other_row(self, fresh: _Fresh, position: int, record: Record, nulls: int) -> None:
+    def _make_other_row(self, fresh: Fresh, position: int, record: Record, nulls: int) -> None:
         scope = fresh.scope
         task_no = sequence = None
         if isinstance(record, LearnStatsRecord):
@@ -310,7 +206,7 @@ class GroupIngest:
             fresh, record = self._in_group(position)
             self._refuse(fresh, record, known)
             if isinstance(record, ActionRecord):
-                fresh.added[_task_and_session(record)] -= 1
+                fresh.added[record.task_id, record.session_id] -= 1
         for fresh in self._fresh:
             if sum(fresh.added.values()) < len(fresh.incoming.batch.records):
                 self._store_graphs(fresh, refused)
@@ -326,18 +222,18 @@ class GroupIngest:
                 refused[position] = known
         return refused
 
-    def _store_graphs(self, fresh: _Fresh, refused: dict[int, int]) -> None:
+    def _store_graphs(self, fresh: Fresh, refused: dict[int, int]) -> None:
         for position, record in enumerate(fresh.incoming.batch.records, fresh.batch_no << PLACE_BITS):
             if isinstance(record, DependencyGraphRecord) and position not in refused:
                 stamp = record.timestamp_ms
                 ended_at_ms = fresh.incoming.received_at_ms if stamp is None else stamp
                 self._connection.execute(SQL["insert_graph"], (position, fresh.scope.number, ended_at_ms))
 
-    def _in_group(self, position: int) -> tuple[_Fresh, Record]:
+    def _in_group(self, position: int) -> tuple[Fresh, Record]:
         fresh = self._fresh[(position >> PLACE_BITS) - self._fresh[0].batch_no]
         return fresh, fresh.incoming.batch.records[position & PLACE_MASK]
 
-    def _refuse(self, fresh: _Fresh, record: Record, known_position: int) -> None:
+    def _refuse(self, fresh: Fresh, record: Record, known_position: int) -> None:
         """Count a record whose identity is taken as a duplicate, or quarantine it where it says something else."""
         if known_position >> PLACE_BITS >= self._fresh[0].batch_no:
             known = self._in_group(known_position)[1]
@@ -377,7 +273,7 @@ class GroupIngest:
             connection.execute(SQL["end_session"], row)
             connection.execute(SQL["close_tasks_of_session"], (session.number, fresh.batch_no))
 
-    def _touch(self, fresh: _Fresh, task: _Task, added: int, session_id: str | None) -> None:
+    def _touch(self, fresh: Fresh, task: Task, added: int, session_id: str | None) -> None:
         task.added += added
         task.changed_upto = fresh.batch_no
         task.last_received_ms = max(task.last_received_ms, fresh.incoming.received_at_ms)
@@ -413,7 +309,7 @@ _COUNTED = (
 )
 
 
-def _task_row(scope: _Scope, task: _Task) -> tuple[Any, ...]:
+def _task_row(scope: Scope, task: Task) -> tuple[Any, ...]:
     return (
         task.number,
         scope.number,
