@@ -1,0 +1,76 @@
+"""Facts: cheap numbers about a scenario, and what its trigger remembers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class ScenarioFacts(Struct, kw_only=True):
+    """What is stored of one scenario, as plain numbers that cost the same however much is stored."""
+
+    scenario: str
+    records: int = 0
+    batches: int = 0
+    duplicate_batches: int = 0
+    duplicate_records: int = 0
+    unknown_fields: int = 0
+    quarantined: int = 0
+    sessions: int = 0
+    episodes: int = 0
+    open_tasks: int = 0  # tasks with records that no projection has taken yet
+    trainings_completed: int = 0
+    models_applied: int = 0
+    last_batch_no: int = 0
+    first_record_at_ms: int | None = None
+    last_record_at_ms: int | None = None
+
+
+class RollingOutcomes(Struct, frozen=True):
+    """The newest closed episodes with a known outcome (the original's `TriggerMetrics`)."""
+
+    sample_count: int
+    success_rate: float
+    avg_score: float
+
+
+class TriggerState(Struct, kw_only=True):
+    """What a scenario's trigger remembers across restarts."""
+
+    scenario: str
+    #: Facts at the start of the last successful run; None: never trained.
+    trained_upto: int | None = None  # batch_no, the watermark
+    trained_episodes: int = 0
+    trained_sessions: int = 0
+    last_success_at_ms: int | None = None
+    last_attempt_at_ms: int | None = None
+    failures: int = 0  # in a row
+    not_before_ms: int = 0  # back-off and cool-down
+    trigger_errors: int = 0
+    last_trigger_error: str | None = None
+    paused: bool = False  # by command
+
+
+class Facts(Protocol):
+    """Cheap numbers about a scenario, and what its trigger remembers."""
+
+    async def scenarios(self) -> list[str]:
+        """Every scenario that anything is stored of."""
+        ...
+
+    async def facts(self, scenario: str) -> ScenarioFacts:
+        """Its numbers; zeros for one that nothing is stored of."""
+        ...
+
+    async def rolling_outcomes(self, scenario: str, *, learn_model: str, sample: int) -> RollingOutcomes | None:
+        """Over the newest `sample` episodes of a learn model whose outcome is known; None where there is none."""
+        ...
+
+    async def trigger_state(self, scenario: str) -> TriggerState:
+        """What was saved last, or the state of one that was never trained."""
+        ...
+
+    async def save_trigger_state(self, state: TriggerState) -> None:
+        """Replace it."""
+        ...

@@ -1,0 +1,74 @@
+"""Models and deployments: immutable versions, aliases that point at them, the log of what was live when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from worker.store.port.outbox import OutboxEvent
+
+
+class Model(Struct, kw_only=True):
+    """One immutable version of what was learnt."""
+
+    model_id: str  # content hash, 32 hex digits
+    scenario: str
+    version: int  # 1, 2, ... per scenario
+    kind: Literal["offline", "lora"]
+    run_id: str
+    created_at_ms: int
+    uri: str  # file:///.../models/<scenario>/<version>
+    sha256: str  # of the model file
+    lineage: dict[str, Any]  # window, counts, hashes, config, seed, versions, parent
+    metrics: dict[str, Any]
+    gate_verdict: Literal["blessed", "rejected", "not_evaluable"]
+    gate_reasons: list[str]
+
+
+class Deployment(Struct, kw_only=True):
+    """What was live when: one row of the append-only log."""
+
+    deployment_id: str
+    scenario: str
+    model_id: str
+    previous_model_id: str | None
+    action: Literal["apply", "rollback"]
+    applicator: str
+    target: str
+    state: Literal["started", "verified", "failed"]
+    by: str
+    forced: bool
+    at_ms: int
+    detail: str = ""
+
+
+class ModelRegistry(Protocol):
+    """Immutable versions, aliases that point at them, and the log of what was live when."""
+
+    async def models(self, scenario: str, *, limit: int = 100) -> list[Model]:
+        """Newest first."""
+        ...
+
+    async def model(self, model_id: str) -> Model | None:
+        """One model."""
+        ...
+
+    async def aliases(self, scenario: str) -> dict[str, str]:
+        """Alias (`champion`, `candidate`, `previous`) to model id."""
+        ...
+
+    async def deploy(
+        self, deployment: Deployment, *, aliases: Mapping[str, str | None], events: Sequence[OutboxEvent]
+    ) -> None:
+        """Append to the deployment log, move aliases, queue events: one transaction.
+
+        A known `deployment_id` moves on to its new state. An alias of None is removed. A `verified` `apply` counts in
+        `models_applied` once.
+        """
+        ...
+
+    async def deployments(self, scenario: str, *, limit: int = 100) -> list[Deployment]:
+        """Newest first."""
+        ...

@@ -1,0 +1,136 @@
+"""Projections: what is derived from the log, and can be dropped and made again from it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from worker.episodes.episode import Episode
+from worker.episodes.task import TaskView
+from worker.learning.counts import BucketedCounts, Counts
+from worker.wire.records import DependencyGraphRecord, LearnStatsRecord
+
+
+class PendingTask(Struct, kw_only=True):
+    """A task that may be projected now: all of its actions as of `upto`, and what was projected of it before."""
+
+    task: TaskView
+    upto: int  # highest batch_no among its actions and its session
+    session_batch_no: int | None
+    projected_upto: int | None  # None: never projected
+    projected_idle: bool
+
+
+class PendingSession(Struct, kw_only=True):
+    """A session whose statistics were not counted yet."""
+
+    scenario: str
+    batch_no: int
+    received_at_ms: int
+    record: LearnStatsRecord
+
+
+class PendingGraph(Struct, kw_only=True):
+    """A dependency-graph record that was not made an episode yet."""
+
+    scenario: str
+    batch_no: int
+    index: int
+    received_at_ms: int
+    record: DependencyGraphRecord
+
+
+Pending: TypeAlias = PendingTask | PendingSession | PendingGraph
+
+
+class Projection(Struct, kw_only=True):
+    """What came of a pending item: its episodes (all of them, replacing earlier ones) and the change of the counts."""
+
+    of: Pending
+    episodes: list[Episode]
+    counts: BucketedCounts
+    #: An open sequence is left in the task, so it becomes pending once more when it is idle, though no record comes.
+    open_tail: bool = False
+
+
+class EpisodeFilter(Struct, kw_only=True):
+    """The original's `EpisodeFilter`; times are Unix ms, an absent field does not filter."""
+
+    learn_model: str | None = None
+    outcome: Literal["success", "failure", "timeout", "unknown"] | None = None
+    min_score: float | None = None
+    group_id: str | None = None
+    session_id: str | None = None
+    task_id: str | None = None
+    worker_id: int | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    holdout: bool | None = None
+    newest_first: bool = False
+    limit: int | None = None
+    offset: int = 0
+
+
+class Session(Struct, kw_only=True):
+    """One ended session with its place in the log."""
+
+    scenario: str
+    batch_no: int
+    received_at_ms: int
+    record: LearnStatsRecord
+
+
+class Projections(Protocol):
+    """What is derived from the log, and can be dropped and rebuilt from it."""
+
+    async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
+        """Items that are ready; `limit` bounds the number of actions read.
+
+        Tasks that are dirty and closed (terminal action, ended session, idle for `idle_ms`) or were projected before,
+        tasks projected with an `open_tail` that are idle now, sessions and graphs not counted yet.
+        """
+        ...
+
+    async def project(self, projections: Sequence[Projection]) -> None:
+        """Replace the episodes, add the counts, mark as projected: one transaction.
+
+        Items that changed since they were read stay pending.
+        """
+        ...
+
+    async def rebuild(self, scenario: str) -> None:
+        """Drop every projection of the scenario and make all of its log pending again."""
+        ...
+
+    def episodes(self, scenario: str, where: EpisodeFilter) -> AsyncIterator[Episode]:
+        """Episodes of a scenario, in the order they were made or newest first."""
+        ...
+
+    async def count_episodes(self, scenario: str, where: EpisodeFilter) -> int:
+        """How many there are; `limit` and `offset` do not count."""
+        ...
+
+    async def sessions(
+        self,
+        scenario: str,
+        *,
+        latest: int | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        group_id: str | None = None,
+        phase: str | None = None,
+    ) -> list[Session]:
+        """Newest first."""
+        ...
+
+    async def counts(
+        self, scenario: str | None, *, holdout: bool | None = None, since_day: int | None = None
+    ) -> Counts:
+        """The aggregates, summed over days; `scenario` None sums over all scenarios."""
+        ...
+
+    async def graphs(self, scenario: str, *, latest: int) -> list[PendingGraph]:
+        """The newest dependency-graph records, newest first, projected or not."""
+        ...
