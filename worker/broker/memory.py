@@ -327,7 +327,10 @@ class MemoryControl(MemoryConsumer):
             correlation_id=to.correlation_id or to.message_id,
             headers={"worker": self._worker_id},
         )
-        self._broker.send(answer, mandatory=False)
+        try:
+            self._broker.send(answer, mandatory=False)
+        except PublishFailed:
+            return False
         return True
 
 
