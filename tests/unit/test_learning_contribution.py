@@ -215,7 +215,7 @@ ACTIONS = st.lists(
 
 
 @given(ACTIONS, st.randoms(use_true_random=False), st.booleans())
-def test_counts_do_not_depend_on_the_order_of_arrival(actions: list[PlacedAction], random: Any, idle: bool) -> None:  # noqa: FBT001 - hypothesis gives it
+def test_counts_do_not_depend_on_the_order_of_arrival(actions: list[PlacedAction], random: Any, idle: bool) -> None:
     shuffled = list(actions)
     random.shuffle(shuffled)
     assert task_counts(view(*shuffled, idle=idle), RULES) == task_counts(view(*actions, idle=idle), RULES)

@@ -1,6 +1,6 @@
 """The learning store over a store that holds sessions and counts."""
 
-# ruff: noqa: D102 - the fake's methods are the port's
+
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Triggers: when they fire, what they say of it, and their text."""
 
-# ruff: noqa: D102, ARG002 - the methods of a test's own triggers are the protocol's
+
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_drift_needs_enough_outcomes_on_both_sides() -> None:
 
 def test_drift_raises_few_false_alarms_and_sees_a_real_fall() -> None:
     """One look at 200 streams each: success 0.8 throughout, or 0.6 for the newest 100."""
-    rng = random.Random(7)  # noqa: S311 - a simulation
+    rng = random.Random(7)
 
     def draw(rate: float, of: int) -> TriggerMetrics:
         return metrics(sum(rng.random() < rate for _ in range(of)), of)

@@ -136,7 +136,7 @@ def test_a_value_is_a_rate_and_no_order_changes_it(rows: Any, rng: Any) -> None:
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Over 200 worlds of 500 decisions; the better action is logged in 1 of 5. Truth 0.7; at 95 %, 190 +- 3 cover."""
-    rng = random.Random(11)  # noqa: S311 - a simulation
+    rng = random.Random(11)
     covered = 0
     for _ in range(200):
         rows: dict[tuple[str | None, str], tuple[int, int]] = {}

@@ -176,7 +176,7 @@ def test_a_reply_reads_back() -> None:
         ("swarm.reply." + "a" * 65, False), ("amq.rabbitmq.reply-to.a b", False),
     ],
 )  # fmt: skip
-def test_replies_go_only_where_replies_belong(reply_to: str | None, allowed: bool) -> None:  # noqa: FBT001  a table
+def test_replies_go_only_where_replies_belong(reply_to: str | None, allowed: bool) -> None:
     """Else the worker would write into any queue for anybody."""
     assert is_allowed_reply_to(reply_to) is allowed
 

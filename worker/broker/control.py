@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -25,18 +24,12 @@ from worker.broker.topology import (
     worker_queue,
 )
 from worker.errors import PublishFailed
+from worker.wire.commands import is_allowed_reply_to
 
 log = structlog.get_logger(__name__)
 
-#: A free `reply_to` would let anybody write into any queue through us (a confused deputy).
-_REPLY_TO = re.compile(r"amq\.rabbitmq\.reply-to\.[\x21-\x7e]{1,200}|swarm\.reply\.[a-z0-9-]{1,64}")
 MAX_REPLY = 64 * 1024
 _PREFETCH = 16
-
-
-def may_reply_to(reply_to: str | None) -> bool:
-    """Whether an answer may be sent there."""
-    return reply_to is not None and _REPLY_TO.fullmatch(reply_to) is not None
 
 
 class CommandSource(Protocol):
@@ -105,7 +98,7 @@ class ControlListener:
         reply_to = to.reply_to
         if reply_to is None:
             return False
-        if not may_reply_to(reply_to):
+        if not is_allowed_reply_to(reply_to):
             log.warning("reply_refused", reply_to=repr(reply_to[:80]), message_id=to.message_id)
             return False
         if len(body) > MAX_REPLY:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from worker.broker.control import MAX_REPLY, may_reply_to
+from worker.broker.control import MAX_REPLY
 from worker.broker.port import ControlMessage, Delivery, OutgoingMessage
 from worker.broker.topology import (
     CONTROL_EXCHANGE,
@@ -21,6 +21,7 @@ from worker.broker.topology import (
     worker_queue,
 )
 from worker.errors import PublishFailed
+from worker.wire.commands import is_allowed_reply_to
 
 
 @dataclass(slots=True)
@@ -317,7 +318,7 @@ class MemoryControl(MemoryConsumer):
 
     async def reply(self, to: ControlMessage, body: bytes) -> bool:
         """Answer, to allowed addresses only."""
-        if not may_reply_to(to.reply_to) or to.reply_to is None or len(body) > MAX_REPLY:
+        if not is_allowed_reply_to(to.reply_to) or to.reply_to is None or len(body) > MAX_REPLY:
             return False
         answer = OutgoingMessage(
             exchange="",
