@@ -170,6 +170,22 @@ async def test_the_next_group_is_judged_and_the_last_one_acknowledged_while_a_co
     assert settled == [[message] for message in messages]
 
 
+async def test_a_commit_begins_before_the_next_group_is_judged() -> None:
+    """Judging a full group takes ten milliseconds of the loop, in which the writer's thread must not be idle."""
+    store = FakeStore()
+    commits_begun: list[int] = []
+    bench = Bench(store, limits=Limits(messages=1))
+    judged = bench.sink._judge.delivery
+
+    def judge(delivery: Delivery) -> Incoming:
+        commits_begun.append(store.calls)
+        return judged(delivery)
+
+    bench.sink._judge.delivery = judge  # type: ignore[method-assign]  # to see when it is called
+    await bench.run(*(FakeDelivery(body(n)) for n in range(3)))
+    assert commits_begun == [0, 1, 2]
+
+
 async def test_the_same_batch_twice_is_a_duplicate_and_acknowledged() -> None:
     bench = Bench(FakeStore())
     first, again = FakeDelivery(body(1)), FakeDelivery(body(1))

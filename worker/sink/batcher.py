@@ -20,6 +20,9 @@ from worker.broker.port import Delivery
 from worker.sink.judge import decoded_size
 from worker.store.port import Incoming, Verdict
 
+#: Messages judged at a stretch: then the connection's frames and acknowledgements have their turn.
+_GULP = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -39,6 +42,15 @@ class Item:
     verdict: Verdict | None = None
     #: The store refused it once already, and what is sent now is its quarantine entry.
     refused: bool = False
+
+
+@dataclass(slots=True)
+class _Group:
+    """A group that is being formed."""
+
+    items: list[Item]
+    size: int = 0  # bytes
+    full: bool = False
 
 
 class Batcher:
@@ -68,36 +80,40 @@ class Batcher:
 
         A full group is returned while the writer is still busy.
         """
-        group: list[Item] = []
-        size = 0
+        group = _Group([])
         while True:
-            size, full = self._pull(group, size)
-            if full or (group and free.is_set()):
-                return group
-            if group:
+            while self._pull(group):  # noqa: ASYNC110  it does the work, and gives way between two gulps
+                await asyncio.sleep(0)
+            if group.full or (group.items and free.is_set()):
+                return group.items
+            if group.items:
                 await self._writer_or_age(free)
             elif stopping.is_set():
-                return group
+                return []
             else:
                 await self._first_delivery(stopping)
 
-    def _pull(self, group: list[Item], size: int) -> tuple[int, bool]:
-        """Move what is there into the group; the group's size, and whether it is full."""
-        while len(group) < self._limits.messages:
+    def _pull(self, group: _Group) -> bool:
+        """Move what is there into the group, up to a gulp; whether there may be more."""
+        for _ in range(_GULP):
             if self._held is not None:
-                item, item_size = self._held
+                item, size = self._held
                 self._held = None
             elif (delivery := self._next()) is not None:
                 incoming = self._judge(delivery)
-                item, item_size = Item(delivery, incoming), decoded_size(incoming)
+                item, size = Item(delivery, incoming), decoded_size(incoming)
             else:
-                return size, False
-            if group and size + item_size > self._limits.bytes:
-                self._held = (item, item_size)
-                return size, True
-            group.append(item)
-            size += item_size
-        return size, True
+                return False
+            if group.items and group.size + size > self._limits.bytes:
+                self._held = (item, size)
+                group.full = True
+                return False
+            group.items.append(item)
+            group.size += size
+            if len(group.items) == self._limits.messages:
+                group.full = True
+                return False
+        return True
 
     def _next(self) -> Delivery | None:
         """The next delivery that is worth the work, if one is there."""

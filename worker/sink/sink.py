@@ -94,6 +94,8 @@ class Sink:
                     await free.wait()
                     free.clear()
                     writing.create_task(self._store(group, free), name="sink_group")
+                    # The commit must have begun before the next group is judged, or they would run one after the other.
+                    await asyncio.sleep(0)
         except BaseExceptionGroup as errors:
             # One writer, so one cause; the group keeps what else went down with it.
             raise errors.exceptions[0] from errors
