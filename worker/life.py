@@ -110,6 +110,7 @@ class Worker:
             await parts.registry.clean_up(self.settings.scenarios)
             for session in parts.sessions:
                 stack.push_async_callback(session.close)
+            await parts.projector.follow_rules(self.settings.scenarios)
             await asyncio.gather(*(session.start() for session in parts.sessions))
             for scenario in self.settings.scenarios:
                 await parts.applier.reconcile(scenario)

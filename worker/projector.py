@@ -8,11 +8,13 @@ made again from the log, so an interrupted round costs nothing but its time.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
+import msgspec
 import structlog
 
 from worker.clock import Clock
@@ -27,6 +29,8 @@ from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask
 
 log = structlog.get_logger(__name__)
 
+#: Part of every rules digest: grows when cutting, judging or counting changes, so that stores are projected anew.
+PROJECTION_VERSION = 1
 #: Actions read in one round, alone and beside busy ingest. A round holds the interpreter for about 10 us an action.
 ROUND_ACTIONS = 4_000
 BUSY_ROUND_ACTIONS = 1_000
@@ -83,6 +87,18 @@ class Projector:
         self._stored = asyncio.Event()
         #: Two rounds at once would read the same pending items and count them twice.
         self._turn = asyncio.Lock()
+
+    async def follow_rules(self, scenarios: Iterable[str]) -> None:
+        """Drop what was projected under other rules or learn models than today's; `run` makes it again from the log.
+
+        Otherwise a late record would take back from the counts what was never added to them.
+        """
+        for scenario in scenarios:
+            digest = rules_digest(self._rules_of(scenario), self._models_of(scenario))
+            before = await self._store.projected_under(scenario)
+            if before != digest:
+                log.info("projections_dropped", scenario=scenario, rules=digest, before=before)
+                await self._store.rebuild(scenario, under=digest)
 
     def wake(self) -> None:
         """Say that a batch was stored."""
@@ -223,6 +239,20 @@ def project_item(item: Pending, rules: Rules, models: Sequence[LearnModel]) -> t
         counts = difference(counts, _guarded(lambda: task_counts(earlier, rules), []))
     projection = Projection(of=item, episodes=made.episodes, counts=counts, open_tail=made.open_tail)
     return projection, made.faults + faults
+
+
+def rules_digest(rules: Rules, models: Sequence[LearnModel]) -> str:
+    """What decides how a scenario is projected, as 16 hex digits. A learn model counts by its class and its fields."""
+    parts: list[object] = [PROJECTION_VERSION, rules]
+    for model in models:
+        parts += [type(model).__module__, type(model).__qualname__, model if is_dataclass(model) else model.name]
+    text = msgspec.json.encode(parts, enc_hook=_name_of, order="sorted")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _name_of(value: object) -> str:
+    """A function or class among a model's fields, by its name."""
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
 def as_projected(item: PendingTask) -> TaskView | None:

@@ -10,15 +10,17 @@ from typing import Any
 from msgspec import Raw
 
 from worker.clock import ManualClock, SystemClock
+from worker.episodes.dpo import DpoLearnModel
 from worker.episodes.episode import Episode
 from worker.episodes.model import EpisodeContext, LearnModel, Task
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
 from worker.episodes.task import PlacedAction, TaskView
 from worker.episodes.training_data import TrainingData
+from worker.episodes.worker_decision_sequence import WorkerDecisionSequenceLearn
 from worker.errors import DataRefused, StoreUnavailable
 from worker.learning.counts import CountKey
-from worker.projector import BUSY_ROUND_ACTIONS, ROUND_ACTIONS, Projector, difference, project_item
+from worker.projector import BUSY_ROUND_ACTIONS, ROUND_ACTIONS, Projector, difference, project_item, rules_digest
 from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask, Projection
 from worker.wire.records import ActionRecord, DependencyGraphRecord, LearnStatsRecord, Outcome, Success, Unknown
 
@@ -273,3 +275,18 @@ def test_a_difference_holds_only_what_changed() -> None:
     again = project_item(task("t0", projected_upto=1), RULES, MODELS)[0]
     assert again.counts == {}
     assert len(again.episodes) == 2
+
+
+def test_the_rules_digest_tells_of_every_change_that_changes_projections() -> None:
+    """Rules, learn models and their fields count; the order in which a set is kept does not."""
+    rules = Rules(terminal_actions=frozenset({"done", "finish", "submit"}))
+    same = Rules(terminal_actions=frozenset({"submit", "done", "finish"}))
+    models = [WorkerDecisionSequenceLearn(), DpoLearnModel()]
+    digest = rules_digest(rules, models)
+    assert digest == rules_digest(same, [WorkerDecisionSequenceLearn(), DpoLearnModel()])
+    others = [
+        rules_digest(Rules(terminal_actions=frozenset({"done"})), models),
+        rules_digest(rules, models[:1]),
+        rules_digest(rules, [WorkerDecisionSequenceLearn(min_actions=5), models[1]]),
+    ]
+    assert len({digest, *others}) == 4

@@ -85,7 +85,7 @@ class Projections(Role):
                 log.projected_graphs.add(_place(graph))
         return True
 
-    async def rebuild(self, scenario: str) -> None:
+    async def rebuild(self, scenario: str, *, under: str | None = None) -> None:
         """Drop every projection of the scenario; all of its log is pending again."""
         self._state.require_open()
         log, facts = self._state.log(scenario), self._state.facts(scenario)
@@ -95,8 +95,14 @@ class Projections(Role):
         log.counts.clear()
         for task in log.tasks.values():
             task.projected_upto, task.projected_idle, task.open_tail = 0, False, False
+        log.projected_under = under or log.projected_under
         facts.episodes = 0
         facts.open_tasks = sum(bool(task.actions) for task in log.tasks.values())
+
+    async def projected_under(self, scenario: str) -> str | None:
+        """The rules that the projections go by."""
+        self._state.require_open()
+        return self._state.log(scenario).projected_under
 
     # ------------------------------------------------------------ reading
 

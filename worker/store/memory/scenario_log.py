@@ -53,6 +53,7 @@ class ScenarioLog(Struct):
     #: Episodes by what they were made of: a task's id or a graph's batch_no and index.
     episodes: dict[str | tuple[int, int], list[Episode]] = {}
     counts: dict[CountBucket, Counts] = field(default_factory=lambda: defaultdict(Counter))
+    projected_under: str | None = None  # the rules that the projections go by
 
     def task(self, task_id: str) -> MemoryTask:
         """The task of this id, made now where it is new."""

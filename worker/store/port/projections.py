@@ -100,8 +100,15 @@ class Projections(Protocol):
         """
         ...
 
-    async def rebuild(self, scenario: str) -> None:
-        """Drop every projection of the scenario and make all of its log pending again."""
+    async def rebuild(self, scenario: str, *, under: str | None = None) -> None:
+        """Drop every projection of the scenario and make all of its log pending again.
+
+        `under` is remembered as the rules that what is projected from now on goes by; None leaves what was remembered.
+        """
+        ...
+
+    async def projected_under(self, scenario: str) -> str | None:
+        """The rules remembered by `rebuild`; None where there are none."""
         ...
 
     def episodes(self, scenario: str, where: EpisodeFilter) -> AsyncIterator[Episode]:

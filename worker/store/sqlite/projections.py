@@ -46,7 +46,7 @@ class Projections(Role):
 
         await self._database.write(write)
 
-    async def rebuild(self, scenario: str) -> None:
+    async def rebuild(self, scenario: str, *, under: str | None = None) -> None:
         """Drop every projection of the scenario; all of its log is pending again."""
 
         def write(connection: sqlite3.Connection) -> None:
@@ -57,11 +57,16 @@ class Projections(Role):
                 "forget_tasks",
                 "forget_sessions",
                 "forget_graphs",
-                "recount_scenario",
             ):
                 connection.execute(SQL[statement], number)
+            connection.execute(SQL["recount_scenario"], (*number, under))
 
         await self._database.write(write)
+
+    async def projected_under(self, scenario: str) -> str | None:
+        """The rules that the projections go by."""
+        row = await self._database.read(lambda db: db.execute(SQL["projected_under"], (scenario,)).fetchone())
+        return None if row is None else row[0]
 
 
 class _Projecting:

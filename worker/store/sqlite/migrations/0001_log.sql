@@ -21,7 +21,8 @@ CREATE TABLE scenario (
     models_applied INTEGER NOT NULL DEFAULT 0,
     last_batch_no INTEGER NOT NULL DEFAULT 0,
     first_record_at_ms INTEGER,
-    last_record_at_ms INTEGER
+    last_record_at_ms INTEGER,
+    projected_under TEXT
 ) STRICT;
 
 -- A producer's epoch as a small number, so that a batch's key costs a few bytes.

@@ -117,6 +117,10 @@ DELETE FROM aggregate WHERE scenario_no = ?;
 
 -- recount_scenario --
 UPDATE scenario SET
+    projected_under = coalesce(?2, projected_under),
     episodes = 0,
     open_tasks = (SELECT count(*) FROM task WHERE task.scenario_no = scenario.scenario_no AND actions > 0)
-WHERE scenario_no = ?;
+WHERE scenario_no = ?1;
+
+-- projected_under --
+SELECT projected_under FROM scenario WHERE name = ?;
