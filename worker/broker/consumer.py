@@ -188,8 +188,10 @@ class Consumer:
         link = self.link
         if link is None or link.gone or queue not in link.tags:
             return
-        link.tags.pop(queue)
+        tag = link.tags.pop(queue)
         try:
+            # Cancelled first: deleting under a consumer reads like a fault in everybody's log.
+            await link.channel.basic_cancel(tag, timeout=self._session.call_timeout)
             await link.channel.queue_delete(queue, timeout=self._session.call_timeout)
         except BROKER_ERRORS as error:
             log.info("queue_not_deleted", queue=queue, error=describe(error))
