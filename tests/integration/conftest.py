@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
+from tests.integration.worker_process import CommandLine, NewWorker, WorkerProcess
 from worker.broker.session import Role, Session
 from worker.broker.url import parse_amqp_url
 
@@ -38,3 +40,27 @@ def eventually() -> Callable[..., Awaitable[None]]:
                 await asyncio.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """`swarm-worker COMMAND`, for all tests of this process."""
+    commands = CommandLine(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.close()
+
+
+@pytest.fixture
+async def new_worker(amqp_url: str, tmp_path: Path, command_line: CommandLine) -> AsyncIterator[NewWorker]:
+    """Makes workers on `amqp_url`, not started, each with a directory of its own unless told otherwise."""
+    made: list[WorkerProcess] = []
+
+    def make(*scenarios: str, directory: Path | None = None, url: str = amqp_url, **settings: object) -> WorkerProcess:
+        place = directory or tmp_path / f"worker-{len(made)}"
+        worker = WorkerProcess(place, url, *scenarios, command_line=command_line, **settings)
+        made.append(worker)
+        return worker
+
+    yield make
+    for worker in made:
+        await worker.discard()
