@@ -11,6 +11,10 @@ PYTHON_3_13 = $(shell for p in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/pyt
 
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/$(VENV)
 export UV_PYTHON_DOWNLOADS := never
+# The machine's own certificates where it has some, so that it works behind a company's proxy as pip does.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS := true
+endif
 
 .PHONY: help demo run test test-3.13 lint bench schemas image-test clean
 .DEFAULT_GOAL := help
@@ -42,6 +46,9 @@ lint: $(VENV)/.with-dev ## types, style, layers, schema drift
 bench: $(VENV)/.with-bench ## ingest against a bare pipeline and FastStream; JSON lines and a table
 	@$(BROKER) $(BIN)/python -m tests.bench
 
+image-test: $(VENV)/.with-dev ## the image and compose.yaml, built and run for real; needs a Docker engine
+	@$(BIN)/pytest tests/image
+
 schemas: $(VENV)/.with-dev ## write schemas/ anew from worker/wire
 	@$(BIN)/python -m worker.wire.schemas schemas
 
@@ -53,10 +60,11 @@ clean: ## remove the environment and what the demo left
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "this needs Python 3.11 or newer; say which with: make PYTHON=python3.13 ..." >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
-	  || { rm -rf $(VENV); echo "installing python3-venv" >&2; \
-	       apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); } \
-	  || { echo "python3 -m venv does not work here; install it: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "installing python3-venv" >&2; \
+	       { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y python3-venv; } >/dev/null 2>&1; } \
+	  || { echo "python3 -m venv does not work here; install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 
 $(VENV)/.with-dev: $(UV) pyproject.toml uv.lock
