@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,19 @@ import pytest
 from worker.clock import ManualClock
 from worker.episodes.rules import Rules
 from worker.errors import DataRefused, StoreUnavailable
+from worker.sink.judge import Judge
 from worker.sink.replay import ReplayCounts, replay_quarantine
-from worker.store.port import Duplicate, Incoming, IncomingBatch, Quarantined, QuarantineEntry, Stored, Verdict
+from worker.store import open_store
+from worker.store.port import (
+    Duplicate,
+    Incoming,
+    IncomingBatch,
+    IncomingReject,
+    Quarantined,
+    QuarantineEntry,
+    Stored,
+    Verdict,
+)
 from worker.wire.codec import encode_batch
 from worker.wire.reasons import Reason
 from worker.wire.records import ActionRecord
@@ -149,3 +161,29 @@ async def test_one_scenario_one_reason_or_single_entries_may_be_chosen() -> None
     assert (await replay(store(), reason="other")).examined == 0
     assert (await replay(store(), entry_ids=[2, 3, 99])).stored == 2
     assert (await replay(store(), entry_ids=[2, 3], scenario="S")).stored == 1
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_real_stores_quarantine_is_replayed(kind: str, tmp_path: Path) -> None:
+    """What an older version refused passes now; a conflict stays a conflict."""
+    url = "memory:" if kind == "memory" else f"sqlite:///{tmp_path / 'swarm.db'}"
+    clock = ManualClock()
+    store = open_store(url, clock)
+    await store.open()
+    try:
+        judge = Judge(lambda _: Rules(), clock)
+        stored = judge.message("S", body(1), content_type=None, content_encoding=None)
+        conflicting = judge.message("S", body(1) + b" ", content_type=None, content_encoding=None)
+        rejects = [
+            IncomingReject(scenario="S", reason="old", detail="", body=text, received_at_ms=1, headers={})
+            for text in (body(1), body(2), gzip.compress(body(3)), b"not json")
+        ]
+        await store.ingest([stored, conflicting, *rejects])
+        expected: dict[str, int] = {Reason.NOT_JSON: 1, Reason.KEY_CONFLICT: 1}
+        counts = await replay_quarantine(store, clock, lambda _: Rules(), scenario="S")
+        assert counts == ReplayCounts(examined=5, stored=2, duplicates=1, still_refused=expected, fresh_records=4)
+        again = await replay_quarantine(store, clock, lambda _: Rules())
+        assert again == ReplayCounts(examined=2, still_refused=expected)
+        assert len(await store.quarantine_list("S")) == 5
+    finally:
+        await store.close()
