@@ -13,8 +13,9 @@ from tests.integration.proxy import proxied
 from worker.broker.port import Delivery, OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
-from worker.broker.subscriber import MAX_BODY, Subscriber
+from worker.broker.subscriber import Subscriber
 from worker.broker.topology import records_queue
+from worker.wire.limits import MAX_BODY
 
 if TYPE_CHECKING:
     from tests.conftest import Broker

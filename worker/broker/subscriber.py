@@ -14,9 +14,7 @@ from worker.broker.port import Delivery
 from worker.broker.properties import as_text
 from worker.broker.session import Session
 from worker.broker.topology import TopologyMode, ensure_topology, records_queue, scenario_objects, shared_objects
-
-#: The decoder refuses more than 8 MB; one byte above is enough for it to see that. The rest is not kept in memory.
-MAX_BODY = 8_000_000
+from worker.wire.limits import MAX_BODY
 
 
 @dataclass(slots=True)
@@ -42,6 +40,7 @@ class RabbitDelivery:
         self._subscriber = subscriber
         self._properties = message.header.properties
         self._size = len(body)
+        # One byte above the limit is enough for the decoder to see it; the rest is not kept in memory.
         self.body = body if len(body) <= MAX_BODY else body[: MAX_BODY + 1]
         self.link = link
         self.tag: int = message.delivery_tag or 0

@@ -1,0 +1,58 @@
+"""Logs: events with fields, without secrets, one line each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import orjson
+import pytest
+import structlog
+
+from worker.ops.logging import MASK, configure_logging, redact
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], level = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_a_log_line_is_one_json_object_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    structlog.get_logger("worker.test").info("batch_stored", records=3, where="a\nb")
+    line = orjson.loads(capsys.readouterr().err)
+    assert (line["event"], line["records"], line["where"], line["level"]) == ("batch_stored", 3, "a\nb", "info")
+
+
+def test_credentials_of_a_url_never_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither as a value, nor inside an exception, nor from a foreign logger."""
+    configure_logging("debug", "json")
+    log = structlog.get_logger("worker.test")
+    log.info("connecting", url="amqp://ada:canary@host/", nested={"urls": ["postgresql://x:canary@db/"]})
+    try:
+        raise ConnectionError("amqp://ada:canary@host/ refused")
+    except ConnectionError:
+        log.exception("failed")
+    logging.getLogger("somebody").warning("to %s", "amqp://ada:canary@host/")
+    written = capsys.readouterr().err
+    assert len(written.splitlines()) == 3
+    assert "canary" not in written
+    assert "host/ refused" in written
+
+
+@pytest.mark.parametrize("key", ["password", "control_key", "x-swarm-signature", "Authorization", "api_key"])
+def test_whatever_stands_under_a_secrets_name_is_masked(key: str) -> None:
+    assert redact({"a": {key: "canary"}}) == {"a": {key: MASK}}
+
+
+def test_the_amqp_library_never_logs_frames(capsys: pytest.CaptureFixture[str]) -> None:
+    """At debug it would log whole frames, signatures included (security checklist S13)."""
+    configure_logging("debug", "json")
+    logging.getLogger("aiormq.connection").debug("frame with a canary")
+    logging.getLogger("aio_pika.queue").info("headers with a canary")
+    assert capsys.readouterr().err == ""
