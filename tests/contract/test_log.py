@@ -2,114 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-import msgspec
 import pytest
 from msgspec import Raw
 from msgspec.structs import replace
 
+from tests.contract.log_building import NOW, Reopen, action, everything, incoming, llm, quarantined, reject, stats
 from worker.errors import DataRefused, NotFound, StoreUnavailable
 from worker.store.port import (
     Duplicate,
-    IncomingBatch,
-    IncomingReject,
     Quarantined,
-    QuarantineEntry,
     Store,
     Stored,
-    StoredRecord,
 )
 from worker.wire.codec import decode_batch, record_to_json
 from worker.wire.reasons import Reason
 from worker.wire.records import (
     ActionRecord,
     Batch,
-    BatchIdentity,
     DependencyGraphRecord,
     LearnStatsRecord,
     LlmCallRecord,
     Record,
     StrategyAdviceRecord,
-    Success,
     Timeout,
 )
-
-Reopen: TypeAlias = Callable[[Store], AbstractAsyncContextManager[Store]]
-
-NOW = 1_700_000_000_000
-
-
-def incoming(
-    *records: Record,
-    seq: int | None = None,
-    batch_id: str | None = None,
-    producer: str = "node-1",
-    epoch: int = 0,
-    scenario: str = "S",
-    at_ms: int = NOW,
-    content: bytes = b"",
-    unknown_fields: int = 0,
-) -> IncomingBatch:
-    """A batch as the sink hands it over; `content` stands for another body where the records do not show it."""
-    body = msgspec.json.encode(list(records)) + content
-    identity = (
-        BatchIdentity(producer, epoch, seq, None) if seq is not None else BatchIdentity(None, 0, None, batch_id or "b")
-    )
-    batch = Batch(identity, hashlib.sha256(body).digest(), list(records), None, unknown_fields)
-    return IncomingBatch(scenario=scenario, batch=batch, body=body, received_at_ms=at_ms)
-
-
-def reject(body: bytes = b"{", *, reason: str = "not_json", scenario: str = "S", at_ms: int = NOW) -> IncomingReject:
-    """A message that is none."""
-    return IncomingReject(
-        scenario=scenario, reason=reason, detail="$: no", body=body, received_at_ms=at_ms, headers={"user_id": "node"}
-    )
-
-
-def action(event_id: int | None = 0, task_id: str = "t", **fields: Any) -> ActionRecord:
-    """An action; its event id is its identity."""
-    return ActionRecord(
-        **{"task_id": task_id, "tick": 1, "worker_id": 2, "action": "look", "event_id": event_id, **fields}
-    )
-
-
-def llm(prompt: str = "p", **fields: Any) -> LlmCallRecord:
-    """A call without an identity of its own."""
-    return LlmCallRecord(
-        call_type="decide",
-        prompt=prompt,
-        response="r",
-        model="m",
-        endpoint="e",
-        latency_ms=1,
-        **fields,
-    )
-
-
-def stats(session_id: str = "s", **fields: Any) -> LearnStatsRecord:
-    """The end of a session."""
-    given: dict[str, Any] = {
-        "stats_json": Raw(b'{"total":1.0}'),
-        "outcome": Success(1),
-        "total_ticks": 3,
-        "total_actions": 4,
-    }
-    return LearnStatsRecord(session_id=session_id, **{**given, **fields})
-
-
-async def everything(store: Store, scenario: str = "S", **where: Any) -> list[StoredRecord]:
-    """All records, in order."""
-    return [stored async for stored in store.records(scenario, **where)]
-
-
-async def quarantined(store: Store) -> list[QuarantineEntry]:
-    """All of quarantine."""
-    return await store.quarantine_list()
-
 
 # ---------------------------------------------------------------- batches
 
@@ -343,61 +262,6 @@ async def test_many_records_come_back_whole_and_in_order(store: Store) -> None:
         expected: Sequence[int] = range(5_000 if limit is None else limit)
         assert [s.record.event_id for s in found if isinstance(s.record, ActionRecord)] == [*expected]
     assert len(await everything(store, "T")) == 50
-
-
-# ---------------------------------------------------------------- quarantine
-
-
-async def test_a_reject_is_kept_with_its_reason(store: Store) -> None:
-    assert await store.ingest([reject(), incoming(action(0), seq=1)]) == [Quarantined("not_json"), Stored(1, 1, 0)]
-    [entry] = await quarantined(store)
-    assert await store.quarantine_get(entry.entry_id) == entry
-    assert entry == QuarantineEntry(
-        entry_id=entry.entry_id, scenario="S", reason="not_json", detail="$: no", received_at_ms=NOW, size=1,
-        sha256=hashlib.sha256(b"{").hexdigest(), body=b"{", truncated=False, headers={"user_id": "node"}, seen=1,
-    )  # fmt: skip
-    assert await store.quarantine_get(entry.entry_id + 1) is None
-
-
-async def test_the_same_reject_again_is_counted_on_its_entry(store: Store) -> None:
-    """A redelivered poison message does not fill the table."""
-    await store.ingest([reject(), reject(at_ms=NOW + 1)])
-    await store.ingest([reject(), reject(b"x"), reject(reason="too_deep"), reject(scenario="T")])
-    assert sorted((e.scenario, e.reason, e.body, e.seen) for e in await quarantined(store)) == [
-        ("S", "not_json", b"x", 1),
-        ("S", "not_json", b"{", 3),
-        ("S", "too_deep", b"{", 1),
-        ("T", "not_json", b"{", 1),
-    ]
-    assert (await store.facts("S")).quarantined == 3
-
-
-async def test_a_huge_body_is_kept_in_part_and_known_in_whole(store: Store) -> None:
-    whole, huge = b"a" * 1_000_000, b"b" * 1_000_001
-    await store.ingest([reject(whole), reject(huge)])
-    kept = [(len(e.body), e.truncated, e.size, e.sha256) for e in await quarantined(store)]
-    assert kept == [
-        (1_000_000, False, 1_000_000, hashlib.sha256(whole).hexdigest()),
-        (65_536, True, 1_000_001, hashlib.sha256(huge).hexdigest()),
-    ]
-
-
-async def test_quarantine_is_listed_by_scenario_reason_and_page(store: Store) -> None:
-    await store.ingest([reject(b"1"), reject(b"2", scenario="T"), reject(b"3", reason="too_deep"), reject(b"4")])
-    assert [e.body for e in await store.quarantine_list("S")] == [b"1", b"3", b"4"]
-    assert [e.body for e in await store.quarantine_list("S", reason="not_json")] == [b"1", b"4"]
-    first = await store.quarantine_list(limit=3)
-    assert [e.body for e in await store.quarantine_list(after=first[-1].entry_id)] == [b"4"]
-
-
-async def test_a_replayed_entry_is_no_longer_pending_until_it_comes_back(store: Store) -> None:
-    await store.ingest([reject(b"1"), reject(b"2")])
-    entries = await quarantined(store)
-    await store.quarantine_mark_replayed([entry.entry_id for entry in entries], NOW + 9)
-    assert [e.replayed_at_ms for e in await quarantined(store)] == [NOW + 9, NOW + 9]
-    assert await store.quarantine_list(pending_only=True) == []
-    await store.ingest([reject(b"2")])
-    assert [(e.body, e.seen) for e in await store.quarantine_list(pending_only=True)] == [(b"2", 2)]
 
 
 # ---------------------------------------------------------------- facts

@@ -1,115 +1,33 @@
-"""Contract of `Projections` and of what `Facts` tells of them, on every store."""
+"""Contract of `Projections`: when an item is ready, and what projecting it changes, on every store."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeAlias
 
-import msgspec
 import pytest
-from msgspec import Raw
 
-from worker.episodes.episode import Episode
-from worker.learning.counts import BucketedCounts, CountBucket, CountKey
+from tests.contract.projection_building import (
+    IDLE,
+    NOW,
+    Reopen,
+    action,
+    all_episodes,
+    counts,
+    episode,
+    graph,
+    incoming,
+    project_all,
+    projected,
+    ready,
+    ready_tasks,
+    stats,
+)
 from worker.store.port import (
-    EpisodeFilter,
-    IncomingBatch,
-    Pending,
     PendingGraph,
     PendingSession,
     PendingTask,
-    Projection,
-    RollingOutcomes,
     Store,
 )
-from worker.wire.records import (
-    ActionRecord,
-    Batch,
-    BatchIdentity,
-    DependencyGraphRecord,
-    Failure,
-    LearnStatsRecord,
-    Outcome,
-    Record,
-    Success,
-    Timeout,
-    Unknown,
-)
-
-Reopen: TypeAlias = Callable[[Store], AbstractAsyncContextManager[Store]]
-
-NOW = 1_700_000_000_000
-IDLE = 900_000
-
-
-def incoming(
-    *records: Record, seq: int, scenario: str = "S", at_ms: int = NOW, ends: Iterable[str] = ()
-) -> IncomingBatch:
-    """A batch; `ends` are the tasks that have a terminal action in it."""
-    body = msgspec.json.encode(list(records))
-    batch = Batch(BatchIdentity("node-1", 2, seq, None), hashlib.sha256(body).digest(), list(records), None, 0)
-    return IncomingBatch(
-        scenario=scenario, batch=batch, body=body, received_at_ms=at_ms, terminal_tasks=frozenset(ends)
-    )
-
-
-def action(event_id: int = 0, task_id: str = "t", *, session_id: str | None = None) -> ActionRecord:
-    """An action of a task."""
-    return ActionRecord(task_id, event_id, 1, "look", event_id, session_id)
-
-
-def stats(session_id: str = "s", task_ids: list[str] | None = None, **fields: Any) -> LearnStatsRecord:
-    """The end of a session."""
-    return LearnStatsRecord(session_id, Raw(b"{}"), Success(1), 1, 1, task_ids=task_ids, **fields)
-
-
-def graph(prompt: str = "p", timestamp_ms: int | None = None) -> DependencyGraphRecord:
-    """An inferred graph."""
-    return DependencyGraphRecord(prompt, "r", ["a"], ["a"], [], "m", "e", 1, timestamp_ms)
-
-
-def episode(episode_id: str = "m:t:1:0", **fields: Any) -> Episode:
-    """An episode as a learn model makes it."""
-    given: dict[str, Any] = {"learn_model": "m", "outcome": Success(1.0), "actions": ["a"], "ended_at_ms": NOW}
-    return Episode(episode_id=episode_id, **{**given, **fields})
-
-
-def counts(day: int = 1, *, holdout: bool = False, **measures: int) -> BucketedCounts:
-    """A change of the counts of one day."""
-    return {CountBucket(day, holdout): Counter({CountKey("log", name, ("a", "b")): n for name, n in measures.items()})}
-
-
-def projected(
-    item: Pending, *episodes: Episode, change: BucketedCounts | None = None, open_tail: bool = False
-) -> Projection:
-    """What came of an item."""
-    return Projection(of=item, episodes=list(episodes), counts=change or {}, open_tail=open_tail)
-
-
-async def ready(store: Store, *, now_ms: int = NOW, limit: int = 1_000) -> list[Pending]:
-    """What is pending."""
-    return await store.pending(now_ms=now_ms, idle_ms=IDLE, limit=limit)
-
-
-async def ready_tasks(store: Store, *, now_ms: int = NOW) -> list[PendingTask]:
-    """The tasks of it, by id."""
-    tasks = [item for item in await ready(store, now_ms=now_ms) if isinstance(item, PendingTask)]
-    return sorted(tasks, key=lambda item: item.task.task_id)
-
-
-async def project_all(store: Store, *, now_ms: int = NOW) -> None:
-    """Project everything that is ready, without episodes."""
-    await store.project([projected(item) for item in await ready(store, now_ms=now_ms)])
-
-
-async def all_episodes(store: Store, scenario: str = "S", **where: Any) -> list[Episode]:
-    """Episodes that fit."""
-    found = store.episodes(scenario, EpisodeFilter(**where))
-    return [episode async for episode in found]
-
 
 # ---------------------------------------------------------------- when a task is ready
 
@@ -289,184 +207,3 @@ async def test_open_tasks_are_those_no_projection_has_taken(store: Store) -> Non
     assert (await store.facts("S")).open_tasks == 1
     await project_all(store)
     assert (await store.facts("S")).open_tasks == 1
-
-
-# ---------------------------------------------------------------- episodes and counts
-
-
-async def test_episodes_of_a_task_are_replaced_as_a_whole(store: Store) -> None:
-    await store.ingest([incoming(action(0), action(0, "u"), seq=1, ends=["t", "u"])])
-    first, second = await ready_tasks(store)
-    await store.project(
-        [projected(first, episode("m:t:1:0"), episode("m:t:1:1")), projected(second, episode("m:u:1:0"))]
-    )
-    await store.ingest([incoming(action(1), seq=2)])
-    [revised] = await ready_tasks(store)
-    await store.project([projected(revised, episode("m:t:1:0", outcome=Failure("late")))])
-    found = await all_episodes(store)
-    assert [(e.episode_id, e.outcome) for e in found] == [("m:t:1:0", Failure("late")), ("m:u:1:0", Success(1.0))]
-    assert (await store.facts("S")).episodes == 2
-
-
-async def test_counts_add_subtract_and_vanish_at_zero(store: Store, reopen: Reopen) -> None:
-    await store.ingest([incoming(action(0), action(0, "u"), seq=1, ends=["t", "u"])])
-    first, second = await ready_tasks(store)
-    big = 2**60
-    await store.project(
-        [projected(first, change=counts(x=2, y=big)), projected(second, change=counts(2, holdout=True, x=-1, y=big))]
-    )
-    await store.ingest([incoming(action(1), seq=2)])
-    [revised] = await ready_tasks(store)
-    await store.project([projected(revised, change=counts(y=-big) | counts(2, x=5))])
-    async with reopen(store) as again:
-        key = {name: CountKey("log", name, ("a", "b")) for name in "xy"}
-        assert await again.counts("S") == {key["x"]: 6, key["y"]: big}
-        assert await again.counts("S", holdout=False) == {key["x"]: 7}
-        assert await again.counts("S", since_day=2) == {key["x"]: 4, key["y"]: big}
-        assert await again.counts("nobody") == {}
-
-
-async def test_counts_of_all_scenarios_are_their_sum(store: Store) -> None:
-    await store.ingest([incoming(action(0), seq=1, ends=["t"]), incoming(action(0), seq=1, scenario="T", ends=["t"])])
-    await store.project([projected(item, change=counts(x=1)) for item in await ready(store)])
-    [(key, total)] = (await store.counts(None)).items()
-    assert (total, (await store.counts("T"))[key]) == (2, 1)
-
-
-FOUND = [
-    episode("m:1", ended_at_ms=1, outcome=Success(0.2), task_id="t", worker_id=0, group_id="g", session_id="s"),
-    episode("m:2", ended_at_ms=2, outcome=Failure("f"), task_id="t", worker_id=1, group_id="h", session_id="s"),
-    episode("n:3", ended_at_ms=3, outcome=Timeout(0.5), learn_model="n", holdout=True, tags={"k": "v"}),
-    episode("m:4", ended_at_ms=3, outcome=Unknown(), mean_kpi=0.5, start_tick=1, end_tick=9, duration_ms=7),
-]
-
-
-@pytest.mark.parametrize(
-    ("where", "expected"),
-    [
-        ({}, ["m:1", "m:2", "m:4", "n:3"]),
-        ({"newest_first": True}, ["n:3", "m:4", "m:2", "m:1"]),
-        ({"newest_first": True, "limit": 2, "offset": 1}, ["m:4", "m:2"]),
-        ({"offset": 3}, ["n:3"]),
-        ({"limit": 0}, []),
-        ({"learn_model": "n"}, ["n:3"]),
-        ({"outcome": "failure"}, ["m:2"]),
-        ({"outcome": "unknown"}, ["m:4"]),
-        ({"min_score": 0.2}, ["m:1", "n:3"]),
-        ({"group_id": "g"}, ["m:1"]),
-        ({"session_id": "s"}, ["m:1", "m:2"]),
-        ({"task_id": "t", "worker_id": 0}, ["m:1"]),
-        ({"since_ms": 2, "until_ms": 3}, ["m:2", "m:4", "n:3"]),
-        ({"until_ms": 2}, ["m:1", "m:2"]),
-        ({"holdout": True}, ["n:3"]),
-        ({"holdout": False}, ["m:1", "m:2", "m:4"]),
-    ],
-)
-async def test_episodes_are_found_by_every_filter(store: Store, where: dict[str, Any], expected: list[str]) -> None:
-    """Times are inclusive; the order is that of their ends, then of their ids."""
-    await store.ingest([incoming(action(0), seq=1, ends=["t"])])
-    [item] = await ready_tasks(store)
-    await store.project([projected(item, *reversed(FOUND))])
-    found = await all_episodes(store, **where)
-    assert [e.episode_id for e in found] == expected
-    assert all(e in FOUND for e in found)
-    unbounded = {name: value for name, value in where.items() if name not in {"limit", "offset"}}
-    fitting = await all_episodes(store, **unbounded)
-    assert await store.count_episodes("S", EpisodeFilter(**where)) == len(fitting)
-    assert await all_episodes(store, "nowhere", **where) == []
-
-
-async def test_many_episodes_come_page_by_page(store: Store) -> None:
-    await store.ingest([incoming(action(0), seq=1, ends=["t"])])
-    [item] = await ready_tasks(store)
-    made = [episode(f"m:{n:05}", ended_at_ms=n // 700) for n in range(2_500)]
-    await store.project([projected(item, *made)])
-    assert await all_episodes(store) == made
-    assert await all_episodes(store, newest_first=True) == made[::-1]
-    assert await all_episodes(store, offset=5, limit=2_100) == made[5:2_105]
-
-
-@pytest.mark.parametrize("outcome", [Success(1), Success(0.5), Failure("x"), Timeout(None), Timeout(0.25), Unknown()])
-async def test_an_episode_comes_back_as_it_was_made(store: Store, outcome: Outcome) -> None:
-    made = episode(outcome=outcome, actions=["a", "ü"], strategy="UCB1", tags={"a": "b"}, mean_kpi=0.1, worker_id=3)
-    await store.ingest([incoming(action(0), seq=1, ends=["t"])])
-    [item] = await ready_tasks(store)
-    await store.project([projected(item, made)])
-    assert await all_episodes(store) == [made]
-
-
-async def test_a_graph_may_become_an_episode(store: Store) -> None:
-    await store.ingest([incoming(graph(), graph("q"), seq=1)])
-    items = await ready(store)
-    await store.project([projected(item, episode(f"m:{at}")) for at, item in enumerate(items)])
-    assert [e.episode_id for e in await all_episodes(store)] == ["m:0", "m:1"]
-    assert (await store.facts("S")).episodes == 2
-
-
-async def test_rolling_outcomes_are_the_newest_known_ones(store: Store) -> None:
-    """Unknown ones do not enter; a timeout scores what was reached by then."""
-    await store.ingest([incoming(action(0), seq=1, ends=["t"])])
-    [item] = await ready_tasks(store)
-    assert await store.rolling_outcomes("S", learn_model="m", sample=5) is None
-    outcomes = [Success(0.5), Failure("f"), Unknown(), Timeout(0.25), Success(0.75)]
-    await store.project(
-        [projected(item, *(episode(f"m:{n}", ended_at_ms=n, outcome=o) for n, o in enumerate(outcomes)))]
-    )
-    assert await store.rolling_outcomes("S", learn_model="m", sample=2) == RollingOutcomes(2, 0.5, 0.5)
-    assert await store.rolling_outcomes("S", learn_model="m", sample=99) == RollingOutcomes(4, 0.5, 0.375)
-    assert await store.rolling_outcomes("S", learn_model="n", sample=5) is None
-    assert await store.rolling_outcomes("nobody", learn_model="m", sample=5) is None
-
-
-async def test_a_rebuild_makes_the_whole_log_pending_again(store: Store) -> None:
-    """Of this scenario only."""
-    for name in ("S", "T"):
-        await store.ingest([incoming(action(0), stats(), graph(), action(0, "open"), seq=1, scenario=name, ends=["t"])])
-    before = await ready(store)
-    await store.project([projected(item, episode(), change=counts(x=1)) for item in before])
-    await store.rebuild("S")
-    after = await ready(store)
-    assert after == [item for item in before if (item.task if isinstance(item, PendingTask) else item).scenario == "S"]
-    facts = {name: await store.facts(name) for name in ("S", "T")}
-    assert {name: (f.episodes, f.open_tasks, f.records, f.sessions) for name, f in facts.items()} == {
-        "S": (0, 2, 4, 1),
-        "T": (2, 1, 4, 1),
-    }
-    assert (await store.counts("S"), await all_episodes(store, "S")) == (Counter(), [])
-    assert sum((await store.counts("T")).values()) == 3
-    await store.rebuild("nobody")
-
-
-# ---------------------------------------------------------------- sessions and graphs
-
-
-async def test_sessions_are_found_newest_first(store: Store) -> None:
-    """By their own time where sent, so that a late one does not push out a newer one."""
-    sent = [
-        stats("a", timestamp_ms=NOW - 5, group_id="g", phase="release"),
-        stats("b", timestamp_ms=NOW + 5, group_id="g"),
-        stats("c", phase="release"),
-    ]
-    await store.ingest([incoming(*sent[1:], seq=1), incoming(sent[0], seq=2, at_ms=NOW + 9)])
-
-    async def ids(**where: Any) -> str:
-        return "".join(found.record.session_id for found in await store.sessions("S", **where))
-
-    assert await ids() == "bca"
-    assert await ids(latest=2) == "bc"
-    assert await ids(since_ms=NOW) == "bc"
-    assert await ids(until_ms=NOW) == "ca"
-    assert await ids(group_id="g") == "ba"
-    assert await ids(phase="release", latest=1) == "c"
-    assert await store.sessions("nobody") == []
-    [oldest] = await store.sessions("S", until_ms=NOW - 1)
-    assert (oldest.scenario, oldest.batch_no, oldest.received_at_ms, oldest.record) == ("S", 2, NOW + 9, sent[0])
-
-
-async def test_graphs_are_found_newest_first_projected_or_not(store: Store) -> None:
-    await store.ingest([incoming(graph("b", NOW + 5), graph("c"), seq=1), incoming(graph("a", NOW - 5), seq=2)])
-    await project_all(store)
-    assert [found.record.prompt for found in await store.graphs("S", latest=9)] == ["b", "c", "a"]
-    [newest] = await store.graphs("S", latest=1)
-    assert (newest.scenario, newest.batch_no, newest.index, newest.received_at_ms) == ("S", 1, 0, NOW)
-    assert await store.graphs("nobody", latest=9) == []
