@@ -1,0 +1,74 @@
+"""The README is true: its examples run, its commands, settings, links and files are there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
+from worker.cli import cli
+from worker.life import Worker
+from worker.settings import Settings
+from worker.wire.codec import decode_batch
+from worker.wire.records import Batch
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_message_is_decoded() -> None:
+    (example,) = blocks("json")
+    batch = decode_batch(example.encode(), scenario="checkout")
+    assert isinstance(batch, Batch)
+    assert (len(batch.records), batch.unknown_fields) == (3, 0)
+
+
+async def test_the_client_example_publishes_a_session(amqp_url: str, tmp_path: Path, new_session: Any) -> None:
+    """Its three actions and the session's end are in the queue as one batch, confirmed when the example returns."""
+    session = await new_session("control")
+
+    await ensure_topology(session, [*shared_objects(), *scenario_objects("checkout")], "auto")
+    space: dict[str, Any] = {}
+    exec(blocks("python")[0], space)  # noqa: S102 - our own README
+    await asyncio.to_thread(space["act"], amqp_url, tmp_path)
+    channel = await session.open_channel()
+    message = await channel.basic_get("swarm.records.checkout")
+    batch = decode_batch(message.body, scenario="checkout")
+    assert isinstance(batch, Batch)
+    assert [type(record).__name__ for record in batch.records] == ["ActionRecord"] * 3 + ["LearnStatsRecord"]
+
+
+def test_the_builder_example_builds_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SWARM_DATA_DIR", str(tmp_path))
+    space: dict[str, Any] = {}
+    exec(blocks("python")[1], space)  # noqa: S102 - our own README
+    assert isinstance(space["build"](), Worker)
+
+
+def test_every_command_and_setting_it_names_exists() -> None:
+    named = set(re.findall(r"swarm-worker ((?:[a-z-]+(?: \| )?)+)", README))
+    commands = {word for group in named for word in group.split(" | ")} - {"run ", ""}
+    assert {command.split()[0] for command in commands if command.strip()} <= set(cli.commands)
+    settings = {f"SWARM_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"SWARM_[A-Z_]+[A-Z]", README)) <= settings
+
+
+def test_every_file_it_links_to_or_lists_is_there() -> None:
+    links = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert [target for target in links if not (ROOT / target).exists()] == []
+    listed = re.findall(r"^      ([a-z]+(?:\.py|/)) ", README, re.MULTILINE)
+    assert listed
+    assert [name for name in listed if not (ROOT / "worker" / name).exists()] == []
+
+
+def test_every_make_target_it_names_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert {name for name in re.findall(r"make ([a-z-]+)", README) if f"\n{name}:" not in makefile} == set()
