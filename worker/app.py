@@ -240,6 +240,8 @@ class _Kit:
             subscribers=subscribers,
             watchdogs=watchdogs,
             triggers={name: trigger.describe() for name, trigger in self.triggers.items()},
+            # Made below, since a command may ask for the status.
+            commands=lambda: control.stats,
         )
         operations = Operations(
             scenarios=scenarios,

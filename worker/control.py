@@ -41,7 +41,12 @@ class ControlStats:
     repeated: int = 0
     done: int = 0
     failed: int = 0
-    refused: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    #: By reason; `as_things_are` is a good command that cannot be carried out now.
+    refused: dict[str, int] = field(default_factory=dict)
+
+    def count_refused(self, reason: str) -> None:
+        """One more."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
 
 
 class _Address(Struct, frozen=True):
@@ -119,6 +124,9 @@ class Control:
         broadcast = COMMANDS[command.command].road == "broadcast"
         ledger_id = f"{command.command_id}@{self._worker_id}" if broadcast else command.command_id
         known = await self._accept(command, ledger_id, message)
+        if known is not None and known.status == "accepted":
+            # Before anything that waits: it may end meanwhile.
+            self._waiting[ledger_id].append(message)
         await message.ack()
         if known is None:
             self.stats.accepted += 1
@@ -128,8 +136,6 @@ class Control:
             self._start(self._execute(command, ledger_id))
             return
         self.stats.repeated += 1
-        if known.status == "accepted":
-            self._waiting[ledger_id].append(message)
         await self._reply(message, command.command_id, known.status, known.result, known.error)
 
     def _check(self, command: Command, message: ControlMessage) -> Rejection | None:
@@ -199,7 +205,7 @@ class Control:
         self.stats.done += status == "done"
         self.stats.failed += status == "failed"
         if status == "refused":
-            self.stats.refused["as_things_are"] += 1
+            self.stats.count_refused("as_things_are")
         log.info(
             "command_ended", command=command.command, command_id=command.command_id, status=status, error=error
         )  # fmt: skip
@@ -232,7 +238,7 @@ class Control:
 
     async def _refuse(self, message: ControlMessage, command_id: str, rejection: Rejection) -> None:
         """Count and acknowledge; with keys configured nobody unsigned gets as much as an answer."""
-        self.stats.refused[str(rejection.reason)] += 1
+        self.stats.count_refused(str(rejection.reason))
         log.warning("command_refused", reason=str(rejection.reason), detail=rejection.detail)
         await message.ack()
         if not self._keys:

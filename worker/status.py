@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
 from worker.broker.watchdog import Watchdog
 from worker.clock import Clock
+from worker.control import ControlStats
 from worker.errors import StoreError
 from worker.intake import Intake
 from worker.outbox import OutboxRelay
@@ -41,6 +42,7 @@ class StatusReporter:
     subscribers: Mapping[str, Subscriber]
     watchdogs: Mapping[str, Watchdog]
     triggers: Mapping[str, str]
+    commands: Callable[[], ControlStats]
     draining: bool = False
 
     def problems(self) -> list[str]:
@@ -71,6 +73,7 @@ class StatusReporter:
             "broker": {s.role: {"connected": s.connected, "version": s.version} for s in self.sessions},
             "scenarios": {name: await self._scenario(name) for name in self.scenarios},
             "projector": asdict(self.projector.stats),
+            "commands": asdict(self.commands()),
             "counters": {
                 "ready": int(not problems),
                 "store_up": int(sink.store_down_reason is None),

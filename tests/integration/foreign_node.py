@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aio_pika
 import jsonschema
@@ -105,6 +106,54 @@ async def node_at(url: str) -> AsyncIterator[Node]:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.declare_exchange("swarm.records", aio_pika.ExchangeType.TOPIC, durable=True)
         yield Node(connection, channel, exchange)
+
+
+class Operator:
+    """Sends commands as plain JSON and takes the answers, each checked against its schema."""
+
+    def __init__(self, exchange: AbstractExchange, reply_to: str) -> None:
+        self.reply_to = reply_to
+        self.replies: list[dict[str, Any]] = []
+        self._exchange = exchange
+
+    async def send(
+        self, key: str, command: str, *, command_id: str, reply_to: str | None = None, **fields: Any
+    ) -> None:
+        """A command by the schema, unless `fields` spoil it."""
+        message = {"schema_version": 1, "command": command, "command_id": command_id, "args": {}, **fields}
+        await self.send_raw(key, json.dumps(message).encode(), reply_to=reply_to, correlation_id=command_id)
+
+    async def send_raw(self, key: str, data: bytes, *, reply_to: str | None = None, **properties: Any) -> None:
+        """Any bytes at all."""
+        message = aio_pika.Message(data, reply_to=reply_to or self.reply_to, **properties)
+        await self._exchange.publish(message, routing_key=key)
+
+    async def hear(self, message: AbstractIncomingMessage) -> None:
+        """Take one answer."""
+        reply = json.loads(message.body)
+        jsonschema.validate(reply, json.loads((SCHEMAS / "reply.v1.schema.json").read_text()))
+        self.replies.append(reply | {"correlation_id": message.correlation_id})
+
+    async def answers(self, command_id: str, number: int, *, within: float = 20.0) -> list[dict[str, Any]]:
+        """The final answers to a command, once there are so many."""
+
+        async def look() -> list[dict[str, Any]]:
+            mine = [reply for reply in self.replies if reply["correlation_id"] == command_id]
+            return [reply for reply in mine if reply["status"] != "accepted"]
+
+        return await until(look, lambda replies: len(replies) >= number, within=within)
+
+
+@asynccontextmanager
+async def operator_at(url: str) -> AsyncIterator[Operator]:
+    """An operator with a queue of its own for answers."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange("swarm.control", aio_pika.ExchangeType.TOPIC, durable=True)
+        queue = await channel.declare_queue(f"swarm.reply.{uuid4()}", exclusive=True)
+        operator = Operator(exchange, queue.name)
+        await queue.consume(operator.hear, no_ack=True)
+        yield operator
 
 
 class Ears:
