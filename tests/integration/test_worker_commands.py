@@ -102,13 +102,14 @@ async def test_pausing_stops_intake_or_training_until_resumed(
     async with node_at(amqp_url) as node, ears_at(amqp_url, f"learning.trained.{scenario}") as ears:
         assert (await worker.tell("pause", *of))["result"]["paused"] is True
         await until(worker.problems, lambda problems: problems == [f"{scenario}: paused by command"])
-        await node.publish(scenario, body(episode(1, success=True)))
+        # Enough of them that hardly ever all are held out.
+        await node.publish(scenario, body([record for task in range(10) for record in episode(task, success=True)]))
         await until(lambda: depth(node, f"swarm.records.{scenario}"), lambda n: n == 1)
         assert (await worker.scenario_status())["records_received"] == 0
 
         await worker.tell("resume", *of, "--what", "ingest")
         await worker.wait_ready()
-        seen = await until(worker.scenario_status, lambda s: s["episodes_created"] == 2)
+        seen = await until(worker.scenario_status, lambda s: s["episodes_created"] == 20)
         assert (seen["waiting_for"].partition(";")[0], seen["trainings_completed"]) == ("paused", 0)
 
         await worker.tell("resume", *of, "--what", "training")
@@ -118,12 +119,12 @@ async def test_pausing_stops_intake_or_training_until_resumed(
 async def test_what_the_gate_did_not_bless_is_applied_only_by_force(
     new_worker: NewWorker, amqp_url: str, scenario: str
 ) -> None:
-    """One task says too little to judge by."""
+    """A few tasks say too little to judge by."""
     worker = new_worker(scenario, apply_mode="auto")
     await worker.start()
     of = ("--scenario", scenario)
     async with node_at(amqp_url) as node:
-        await play(node, worker, scenario, range(1), successes=3)
+        await play(node, worker, scenario, range(7), successes=3)
     trained = (await worker.tell("train-now", *of))["result"]
     assert (trained["gate"]["verdict"], trained["applied"]["applied"]) == ("not_evaluable", False)
     refused = await worker.tell("apply", *of, code=1)
@@ -198,7 +199,7 @@ async def test_a_command_sent_again_is_answered_again_and_done_once(
     worker = new_worker(scenario)
     await worker.start()
     async with node_at(amqp_url) as node, operator_at(amqp_url) as operator:
-        await play(node, worker, scenario, range(3), successes=3)
+        await play(node, worker, scenario, range(10), successes=3)
         train, pause = str(uuid4()), str(uuid4())
         for _ in range(2):
             await operator.send(f"job.{scenario}", "train-now", command_id=train, scenario=scenario)

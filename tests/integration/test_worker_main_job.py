@@ -217,27 +217,27 @@ async def test_scenarios_of_one_worker_know_nothing_of_each_other(
 ) -> None:
     """The same producer, batch, task and session in both is two batches, tasks and sessions; each has its trigger."""
     one, two = f"{scenario}-1", f"{scenario}-2"
-    options = json.dumps({one: {"trigger": "count(8)", "apply_mode": "manual"}, two: {"terminal_actions": ["move"]}})
+    options = json.dumps({one: {"trigger": "count(20)", "apply_mode": "manual"}, two: {"terminal_actions": ["move"]}})
     worker = new_worker(one, two, trigger="count(1000)", apply_mode="auto", scenario_options=options)
     await worker.start()
     sent: dict[str, list[bytes]] = {one: [], two: []}
     async with node_at(amqp_url) as node, ears_at(amqp_url, "learning.#") as ears:
         for name in (one, two):
-            for task in range(4):
+            for task in range(10):
                 records = episode(task, success=(task % 2 == 0) == (name == one))
                 sent[name] += map(line, records)
                 await node.publish(name, body(records, producer_id="same", batch_seq=task))
         seen = await until(
             worker.status,
-            lambda s: s["scenarios"][one]["trainings_completed"] == 1 and s["scenarios"][two]["episodes_created"] > 0,
+            lambda s: s["scenarios"][one]["trainings_completed"] == 1 and s["scenarios"][two]["episodes_created"] >= 10,
         )
         await ears.wait_for("learning.trained", one)
     first, second = (seen["scenarios"][name] for name in (one, two))
-    assert (first["records_received"], second["records_received"]) == (20, 20)
-    assert (first["sessions"], second["sessions"]) == (4, 4)
+    assert (first["records_received"], second["records_received"]) == (50, 50)
+    assert (first["sessions"], second["sessions"]) == (10, 10)
     assert (first["duplicate_batches"], second["duplicate_batches"]) == (0, 0)
     # `move` ends a sequence there, so every task is two of two actions: too short for an episode of a worker's own.
-    assert (first["episodes_created"], second["episodes_created"]) == (8, 4)
+    assert (first["episodes_created"], second["episodes_created"]) == (20, 10)
     assert (second["trainings_completed"], second["aliases"], first["aliases"].keys()) == (0, {}, {"candidate"})
     assert not [event for _, event in ears.deliveries if event["subject"] == two]
     assert sorted(await worker.exported(one)) == sorted(sent[one])
