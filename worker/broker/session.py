@@ -21,10 +21,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from worker.broker.faults import BROKER_ERRORS, connection_refusal, describe, hides_the_reason
 from worker.broker.probe import handshake
+from worker.broker.tolerant import tolerate_bad_properties
 from worker.broker.url import BrokerUrl
 from worker.errors import BrokerRefused, BrokerUnreachable, WorkerError
 
 log = structlog.get_logger(__name__)
+
+tolerate_bad_properties()
 
 Role = Literal["consume", "publish", "control"]
 
