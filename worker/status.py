@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from msgspec import to_builtins
+
 from worker import __version__
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
@@ -73,6 +75,7 @@ class StatusReporter:
             "broker": {s.role: {"connected": s.connected, "version": s.version} for s in self.sessions},
             "scenarios": {name: await self._scenario(name) for name in self.scenarios},
             "projector": asdict(self.projector.stats),
+            "scheduler": to_builtins(self.scheduler.stats),
             "commands": asdict(self.commands()),
             "counters": {
                 "ready": int(not problems),
@@ -97,6 +100,7 @@ class StatusReporter:
             "consumer_up": int(subscriber.consuming),
             "consumer": watchdog.reason,
             "queue_depth": watchdog.queue_depth,
+            "redelivered": subscriber.stats.redelivered,
             "held_because": self.intake.reasons(name),
             "trigger": self.triggers[name],
         }
