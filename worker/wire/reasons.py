@@ -70,7 +70,7 @@ class Rejection(Struct, frozen=True):
     detail: str  # names the place at fault, such as `$.records[3].tick`; never the body
 
 
-class Refusal(ValueError):  # noqa: N818  like the other errors here, named for what happened
+class Refusal(ValueError):
     """A rejection on its way up inside wire/, which turns it into a value at its borders.
 
     `steps` is filled from the inside out while the exception passes the containers that hold the fault.

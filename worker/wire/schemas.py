@@ -7,6 +7,7 @@ written as 1.0, the content of `stats_json`).
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -168,6 +169,9 @@ def _tidy(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     node = {key: _tidy(value) for key, value in node.items() if key not in {"discriminator", "title"}}
+    if isinstance(node.get("description"), str):
+        # From 3.13 on the compiler strips a docstring's indentation itself; the files must not depend on that.
+        node["description"] = inspect.cleandoc(node["description"])
     if node.get("default", 0) is None:
         del node["default"]
     if len(node.get("enum", ())) == 1:
