@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from worker.episodes.dependency_graph import DependencyGraphLearnModel
-from worker.episodes.dpo import DpoLearnModel
 from worker.episodes.model import LearnModel
+from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
-from worker.episodes.worker_decision_sequence import WorkerDecisionSequenceLearn
-from worker.episodes.worker_task import WorkerTaskLearn
 from worker.errors import ConfigurationError
 from worker.learning.trigger_text import TriggerSyntaxError, parse_trigger
 from worker.learning.triggers import TrainTrigger
@@ -27,9 +24,12 @@ def options_of(settings: Settings, scenario: str) -> ScenarioOptions:
 def rules_of(settings: Settings, scenario: str) -> Rules:
     """The scenario's terminal, system and available actions."""
     own = options_of(settings, scenario)
+    # Compared with None: an empty list is a choice too.
+    terminal = settings.terminal_actions if own.terminal_actions is None else own.terminal_actions
+    system = settings.system_events if own.system_events is None else own.system_events
     return Rules(
-        terminal_actions=frozenset(name.lower() for name in own.terminal_actions or settings.terminal_actions),
-        system_events=frozenset(name.lower() for name in own.system_events or settings.system_events),
+        terminal_actions=frozenset(name.lower() for name in terminal),
+        system_events=frozenset(name.lower() for name in system),
         available_actions=own.available_actions or (),
         system_prompt=own.system_prompt,
         holdout=settings.holdout,
@@ -38,28 +38,8 @@ def rules_of(settings: Settings, scenario: str) -> Rules:
 
 def learn_models_of(settings: Settings, scenario: str) -> list[LearnModel]:
     """The learn models that run on the scenario, in the order named."""
-    own = options_of(settings, scenario)
-    rules = rules_of(settings, scenario)
-    made: list[LearnModel] = []
-    for name in own.learn_models or settings.learn_models:
-        match name:
-            case "worker_decision_sequence":
-                sequence = WorkerDecisionSequenceLearn(rules=rules)
-                if rules.system_prompt:
-                    sequence = sequence.with_system_prompt(rules.system_prompt)
-                if rules.available_actions:
-                    sequence = sequence.with_available_actions(*rules.available_actions)
-                made.append(sequence)
-            case "worker_task":
-                task = WorkerTaskLearn(rules=rules)
-                made.append(task.with_system_prompt(rules.system_prompt) if rules.system_prompt else task)
-            case "dependency_graph":
-                made.append(DependencyGraphLearnModel())
-            case "dpo":
-                made.append(DpoLearnModel(rules=rules))
-            case _:
-                raise ConfigurationError(f"SWARM_LEARN_MODELS: there is no learn model {name!r}")
-    return made
+    own = options_of(settings, scenario).learn_models
+    return learn_models(settings.learn_models if own is None else own, rules_of(settings, scenario))
 
 
 def trigger_of(settings: Settings, scenario: str) -> TrainTrigger:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import re
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
@@ -12,6 +15,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.episodes.rules import TERMINAL_ACTIONS
 from worker.errors import ConfigurationError
 from worker.wire.names import SLUG
 
@@ -37,6 +41,17 @@ def _split_commas(value: object) -> object:
     return value
 
 
+def _parse_object(value: object) -> object:
+    # Parsed here rather than by pydantic-settings, which knows JSON in the environment only: as a flag it was refused,
+    # and text that is no JSON ended in a traceback.
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f'this is no JSON object ({error}); write it like {{"checkout": {{...}}}}') from None
+    return value
+
+
 def default_data_dir() -> Path:
     """`$XDG_DATA_HOME/swarm-worker`, like the original's `~/.local/share/swarm-engine/learning`."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "swarm-worker"
@@ -51,6 +66,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
+#: The built-in learn models. The first one that runs says how an episode ended, to the quality and drift triggers.
 LEARN_MODELS = ("worker_decision_sequence", "worker_task", "dependency_graph", "dpo")
 
 
@@ -88,7 +104,9 @@ class Settings(BaseSettings):
     store_url: str | None = Field(None, description="sqlite:///path; default <data_dir>/swarm.db")
     scenarios: CommaList = Field((), description="scenarios to serve, comma-separated")
     worker_id: str = Field(default_factory=default_worker_id, description="this worker's name, stable across restarts")
-    scenario_options: dict[str, ScenarioOptions] = Field({}, description="JSON: settings per scenario")
+    scenario_options: Annotated[dict[str, ScenarioOptions], NoDecode, BeforeValidator(_parse_object)] = Field(
+        {}, description="JSON: settings per scenario"
+    )
 
     # -- ingest
     prefetch: int = Field(
@@ -102,7 +120,7 @@ class Settings(BaseSettings):
     learn_models: CommaList = Field(LEARN_MODELS, description="learn models to run")
     idle_timeout: PositiveDuration = Field(900.0, description="a task without records this long is closed")
     terminal_actions: CommaList = Field(
-        ("done", "finish", "submit", "complete", "give_up"), description="actions that end a sequence, in any case"
+        tuple(sorted(TERMINAL_ACTIONS)), description="actions that end a sequence, in any case"
     )
     system_events: CommaList = Field((), description="further pseudo-actions that are no worker decisions")
 
@@ -149,9 +167,18 @@ class Settings(BaseSettings):
                 )
         if not SLUG.fullmatch(self.worker_id):
             raise ValueError(f"worker_id: {self.worker_id!r} is no name; use letters, digits, - and _, at most 64")
-        for name in self.learn_models:
-            if name not in LEARN_MODELS:
-                raise ValueError(f"learn_models: {name!r} is unknown; choose from {', '.join(LEARN_MODELS)}")
+        twice = [scenario for scenario, times in Counter(self.scenarios).items() if times > 1]
+        if twice:
+            raise ValueError(f"scenarios: {twice[0]!r} stands there twice")
+        named = [("learn_models", self.learn_models)]
+        named += [
+            (f"scenario_options, {scenario}, learn_models", own.learn_models or ())
+            for scenario, own in self.scenario_options.items()
+        ]
+        for place, names in named:
+            for name in names:
+                if name not in LEARN_MODELS:
+                    raise ValueError(f"{place}: {name!r} is unknown; choose from {', '.join(LEARN_MODELS)}")
         if self.applicator == "webhook" and self.webhook_url is None:
             raise ValueError("applicator=webhook needs webhook_url; set SWARM_WEBHOOK_URL")
         return self
@@ -180,3 +207,10 @@ def load_settings(**flags: Any) -> Settings:
             text = problem["msg"].removeprefix("Value error, ")
             lines.append(f"  SWARM_{place}: {text}" if place else f"  SWARM_{text}")
         raise ConfigurationError("these settings are wrong:\n" + "\n".join(lines)) from None
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """SWARM_... variables of the environment that are no settings, each with the one that may be meant."""
+    known = {f"SWARM_{name.upper()}" for name in Settings.model_fields} | {"SWARM_SECRETS_DIR"}
+    given = sorted(name for name in os.environ if name.startswith("SWARM_") and name not in known)
+    return {name: next(iter(difflib.get_close_matches(name, known, 1)), None) for name in given}

@@ -35,8 +35,15 @@ def test_a_scenario_may_set_its_own_rules() -> None:
 def test_available_actions_of_a_scenario_reach_its_learn_models() -> None:
     """The original's built-in list is about troubleshooting, wrong for everybody else (fault 39)."""
     own = settings(scenario_options={"own": {"available_actions": ["Look", "Solved"]}})
-    model = learn_models_of(own, "own")[0]
-    assert getattr(model, "available_actions", None) == ("Look", "Solved")
+    sequence, _, _, preference = learn_models_of(own, "own")
+    assert getattr(sequence, "available_actions", None) == ("Look", "Solved")
+    assert getattr(preference, "available_actions", None) == ("Look", "Solved")
+
+
+def test_an_empty_list_of_a_scenario_is_a_choice_too() -> None:
+    """A world without terminal actions, whose sequences end with their sessions."""
+    own = settings(scenario_options={"own": {"terminal_actions": []}})
+    assert not rules_of(own, "own").is_terminal("done")
 
 
 def test_a_trigger_that_does_not_parse_names_its_setting() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from worker.cli.describe import masked
 from worker.errors import ConfigurationError
-from worker.settings import Settings, load_settings, parse_duration
+from worker.settings import Settings, load_settings, parse_duration, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +69,12 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ({"apply_mode": "always"}, "SWARM_APPLY_MODE"),
         ({"prefetch": "5000"}, "SWARM_PREFETCH"),
         ({"scenario_options": '{"a": {"tigger": "manual"}}'}, "SWARM_SCENARIO_OPTIONS"),
+        ({"scenario_options": "{a: 1}"}, "SWARM_SCENARIO_OPTIONS: this is no JSON object"),
+        (
+            {"scenario_options": '{"a": {"learn_models": ["nonsense"]}}'},
+            "scenario_options, a, learn_models: 'nonsense'",
+        ),
+        ({"scenarios": "a,b,a"}, "scenarios: 'a' stands there twice"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_wrong(
@@ -81,6 +87,25 @@ def test_a_wrong_setting_is_named_with_what_is_wrong(
         load_settings(**flags)
     assert told in str(raised.value)
     assert raised.value.exit_code == 78
+
+
+@pytest.mark.parametrize("road", ["flag", "environment"])
+def test_settings_per_scenario_are_json_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch, road: str) -> None:
+    text = '{"a": {"apply_mode": "auto"}}'
+    if road == "environment":
+        monkeypatch.setenv("SWARM_SCENARIO_OPTIONS", text)
+    settings = load_settings(**({"scenario_options": text} if road == "flag" else {}))
+    assert settings.scenario_options["a"].apply_mode == "auto"
+
+
+def test_a_misspelt_variable_is_found_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_TRIGER", "never")
+    assert unknown_variables()["SWARM_TRIGER"] == "SWARM_TRIGGER"
+
+
+@pytest.mark.parametrize("password", ["canary", "can@ary", "can/ary", "can?ary", "can[ary"])
+def test_describe_hides_a_password_that_breaks_its_url(password: str) -> None:
+    assert masked(load_settings(amqp_url=f"amqp://ada:{password}@host/v"))["amqp_url"] == "amqp://***@host/v"
 
 
 def test_describe_shows_no_secret() -> None:

@@ -1,4 +1,4 @@
-"""What a scenario means by terminal, system and available actions, and which learn models run on it."""
+"""What a scenario means by terminal, system and available actions, and how its examples address the model."""
 
 from __future__ import annotations
 
