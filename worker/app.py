@@ -101,11 +101,7 @@ class WorkerBuilder:
         kit = _Kit(
             settings=settings,
             clock=self._clock,
-            url=parse_amqp_url(
-                settings.amqp_url.get_secret_value(),
-                ca_file=settings.amqp_ca_file,
-                allow_plaintext=settings.amqp_allow_plaintext,
-            ),
+            url=broker_url(settings),
             keys=control_keys(settings),
             store=self._store or open_store(settings.effective_store_url, self._clock),
             applicator=self._applicator or _applicator(settings),
@@ -120,6 +116,15 @@ class WorkerBuilder:
             },
         )
         return Worker(settings, kit.assemble)
+
+
+def broker_url(settings: Settings) -> BrokerUrl:
+    """Where the broker is, checked; `ConfigurationError` names the part at fault."""
+    return parse_amqp_url(
+        settings.amqp_url.get_secret_value(),
+        ca_file=settings.amqp_ca_file,
+        allow_plaintext=settings.amqp_allow_plaintext,
+    )
 
 
 def control_keys(settings: Settings) -> Mapping[str, bytes]:

@@ -94,6 +94,12 @@ def test_tls_verifies_and_says_which_file_it_cannot_read(tmp_path: Path) -> None
         parse_amqp_url("amqps://broker.example", ca_file=tmp_path / "none.pem")
 
 
+def test_a_bracket_in_a_password_is_a_configuration_error_that_does_not_show_it() -> None:
+    with pytest.raises(ConfigurationError, match="SWARM_AMQP_URL: it is no URL") as raised:
+        parse_amqp_url("amqp://me:cana[ry@localhost/")
+    assert "cana" not in str(raised.value)
+
+
 def test_the_password_is_never_shown() -> None:
     url = parse_amqp_url("amqp://me:s3cret@localhost/v")
     assert "s3cret" not in url.masked

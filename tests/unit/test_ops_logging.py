@@ -29,6 +29,10 @@ def test_a_log_line_is_one_json_object_with_its_fields(capsys: pytest.CaptureFix
     assert (line["event"], line["records"], line["where"], line["level"]) == ("batch_stored", 3, "a\nb", "info")
 
 
+def test_a_password_that_holds_an_at_sign_is_masked_whole() -> None:
+    assert redact("amqp://ada:can@ary@host/v refused") == f"amqp://{MASK}@host/v refused"
+
+
 def test_credentials_of_a_url_never_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither as a value, nor inside an exception, nor from a foreign logger."""
     configure_logging("debug", "json")

@@ -57,7 +57,10 @@ class BrokerUrl:
 
 def parse_amqp_url(text: str, *, ca_file: Path | None = None, allow_plaintext: bool = False) -> BrokerUrl:
     """The checked address, or `ConfigurationError` that names the part at fault and never shows the password."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # a [ that no IPv6 address follows; what Python says of it may hold the password
+        raise _wrong("it is no URL; write [ and ] in a password as %5B and %5D") from None
     if parts.scheme not in _PORTS:
         raise _wrong(f"{parts.scheme or 'an empty'!s} scheme is no AMQP; write amqp://user:password@host:5672/vhost")
     try:

@@ -12,11 +12,10 @@ from uuid import uuid4
 import click
 from rich.status import Status as Spinner
 
-from worker.app import control_keys
+from worker.app import broker_url, control_keys
 from worker.broker.control_client import ControlClient, Reply
 from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
-from worker.broker.url import parse_amqp_url
 from worker.cli.common import (
     PLACES,
     any_scenario_option,
@@ -72,12 +71,7 @@ def _sending(command: F) -> F:
 @asynccontextmanager
 async def control_client(settings: Settings) -> AsyncIterator[ControlClient]:
     """A way to send commands, signed where there is a key."""
-    url = parse_amqp_url(
-        settings.amqp_url.get_secret_value(),
-        ca_file=settings.amqp_ca_file,
-        allow_plaintext=settings.amqp_allow_plaintext,
-    )
-    keys = control_keys(settings)
+    url, keys = broker_url(settings), control_keys(settings)
 
     def signature(message: OutgoingMessage) -> dict[str, str]:
         command = decode_command(message.body)

@@ -1,4 +1,4 @@
-"""`swarm-worker describe`: the settings that count, the broker objects, the versions. Secrets are masked."""
+"""`swarm-worker describe`: the settings that count and the versions at work. Secrets are masked."""
 
 from __future__ import annotations
 
@@ -41,12 +41,18 @@ def masked(settings: Settings) -> dict[str, Any]:
     for name in Settings.model_fields:
         value = getattr(settings, name)
         if isinstance(value, SecretStr):
-            secret = value.get_secret_value()
-            shown[name] = redact(secret) if "://" in secret and name == "amqp_url" else MASK
+            shown[name] = _masked_url(value.get_secret_value()) if name == "amqp_url" else MASK
         else:
             shown[name] = value
     shown["store_url"] = redact(settings.effective_store_url)
     return {name: _jsonable(value) for name, value in shown.items()}
+
+
+def _masked_url(url: str) -> str:
+    """Without all that stands before the last @: whoever mistyped the address looks at it here, password and all."""
+    scheme, found, rest = url.partition("://")
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}{found}{MASK}{at}{place}" if at else url
 
 
 def _jsonable(value: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import orjson
 import structlog
 
-#: user:password@ in any URL.
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+#: user:password@ in any URL, up to the last @ before the path: a password may hold one that was not written as %40.
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 _SECRET_KEYS = re.compile(r"password|secret|token|signature|authorization|control_key|api_key", re.IGNORECASE)
 MASK = "***"
 
