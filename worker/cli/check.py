@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import click
 from msgspec import Struct
 
-from worker.app import WorkerBuilder, control_keys
+from worker.app import WorkerBuilder, broker_url
 from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.session import Session
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
-from worker.broker.url import parse_amqp_url
 from worker.cli.common import console, json_option, print_json, run_async, settings_options
 from worker.clock import SystemClock
-from worker.errors import ConfigurationError, StoreError, WorkerError
-from worker.settings import Settings
+from worker.errors import ConfigurationError, WorkerError
+from worker.settings import Settings, unknown_variables
 from worker.store import open_store
 
 _LEAST_FREE = 500_000_000
@@ -61,10 +63,12 @@ async def _collect(settings: Settings, *, quiet: bool) -> list[Finding]:
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     try:
         WorkerBuilder(settings).build()
-        control_keys(settings)
         yield Finding(what="settings", good=True, detail=f"scenarios {', '.join(settings.scenarios)}")
     except ConfigurationError as error:
         yield Finding(what="settings", good=False, detail=str(error))
+    for name, meant in unknown_variables().items():
+        cure = f"did you mean {meant}?" if meant else "remove it; `swarm-worker describe` lists all there are"
+        yield Finding(what="settings", good=False, detail=f"{name} is no setting and has no effect; {cure}")
     yield _disk(settings)
     yield await _store(settings)
     async for finding in _broker(settings):
@@ -81,7 +85,23 @@ def _disk(settings: Settings) -> Finding:
     return Finding(what="disk", good=good, detail=f"{free // 1_000_000:,} MB free for {settings.data_dir}{cure}")
 
 
+def _absent_store(settings: Settings) -> Finding | None:
+    """What a store that is not there yet means: no fault where the first start may make it."""
+    url = urlsplit(settings.effective_store_url)
+    path = Path(unquote(url.path))
+    if url.scheme != "sqlite" or path.exists():
+        return None
+    above = next(folder for folder in path.parents if folder.exists())
+    if os.access(above, os.W_OK | os.X_OK):
+        return Finding(what="store", good=True, detail=f"{path} is not there yet; the worker makes it")
+    detail = f"{path} is not there, and {above} is not writable; make it so, or set SWARM_STORE_URL"
+    return Finding(what="store", good=False, detail=detail)
+
+
 async def _store(settings: Settings) -> Finding:
+    absent = _absent_store(settings)
+    if absent is not None:
+        return absent
     try:
         # Read-only: a running worker holds the lock, and its own /ready says whether it can write.
         store = open_store(settings.effective_store_url, SystemClock(), read_only=True)
@@ -90,18 +110,14 @@ async def _store(settings: Settings) -> Finding:
             facts = await store.describe()
         finally:
             await store.close()
-    except (StoreError, WorkerError) as error:
+    except WorkerError as error:
         return Finding(what="store", good=False, detail=str(error))
     return Finding(what="store", good=True, detail=", ".join(f"{key} {value}" for key, value in facts.items()))
 
 
 async def _broker(settings: Settings) -> AsyncIterator[Finding]:
     try:
-        url = parse_amqp_url(
-            settings.amqp_url.get_secret_value(),
-            ca_file=settings.amqp_ca_file,
-            allow_plaintext=settings.amqp_allow_plaintext,
-        )
+        url = broker_url(settings)
         session = Session("control", url, start_timeout=_BROKER_SECONDS)
         await session.start()
     except WorkerError as error:

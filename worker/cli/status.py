@@ -8,7 +8,7 @@ import click
 
 from worker.cli.commands import control_client, make_command, send
 from worker.cli.common import PLACES, json_option, print_json, reading_store, run_async, settings_options, table, when
-from worker.errors import NotFound
+from worker.errors import NotFound, WorkerError
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
 from worker.wire.commands import Status
@@ -34,8 +34,10 @@ async def _ask(settings: Settings, worker_id: str | None) -> dict[str, Any]:
     async with control_client(settings) as client:
         command = make_command("status", Status(), None)
         async for reply in send(client, command, timeout=_TIMEOUT, worker_id=worker_id):
-            if reply.final:
+            if reply.status == "done":
                 return reply.result
+            if reply.final:
+                raise WorkerError(f"status was {reply.status} by {reply.worker}: {reply.error}")
     raise NotFound("no worker answered; `swarm-worker status --stored` asks the store instead")
 
 
