@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 #: What each step of a shutdown may take of SWARM_SHUTDOWN_GRACE.
 _STORE_SHARE, _TRAINING_SHARE, _EVENTS_SHARE, _ANSWER_SHARE = 0.4, 0.3, 0.15, 0.05
+#: And each of the three talks with the broker among them, which a half-open connection would draw out.
+_BROKER_SHARE = 0.03
 #: Seconds between hand-overs of the interpreter. At CPython's 5 ms the store's writer thread, which gives it up with
 #: every statement, waits for the event loop longer than for the disk.
 _SWITCH_INTERVAL = 0.0005
@@ -126,7 +128,7 @@ class Worker:
         """A group of named tasks: any that dies takes the worker with it, and whoever supervises starts it again."""
         learn_stopping, store_stopping, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(parts.sink.run(parts.inbox, store_stopping), name="sink")
+            sink = group.create_task(parts.sink.run(parts.inbox, store_stopping), name="sink")
             group.create_task(parts.intake.run(self._stop), name="intake")
             group.create_task(parts.projector.run(learn_stopping), name="projector")
             group.create_task(parts.scheduler.run(self._stop), name="scheduler")
@@ -144,25 +146,31 @@ class Worker:
             self.started.set()
             log.info("started", worker_id=self.settings.worker_id, scenarios=list(self.settings.scenarios))
             await self._stop.wait()
-            await self._drain(parts, runs, learn_stopping, store_stopping)
+            await self._drain(parts, sink, runs, learn_stopping, store_stopping)
             done.set()
             for watcher in watchers:
                 watcher.cancel()
 
     async def _drain(
-        self, parts: Parts, runs: asyncio.Task[None], learn_stopping: asyncio.Event, store_stopping: asyncio.Event
+        self,
+        parts: Parts,
+        sink: asyncio.Task[None],
+        runs: asyncio.Task[None],
+        learn_stopping: asyncio.Event,
+        store_stopping: asyncio.Event,
     ) -> None:
         """A shutdown, to be read aloud. What a step does not finish in its time, broker or store keep for next time."""
         grace = self.settings.shutdown_grace
         parts.status.draining = True
         log.info("drain_step", step="stop consuming")
-        for subscriber in parts.subscribers.values():
-            await subscriber.pause()
+        await _within(grace * _BROKER_SHARE, *(subscriber.pause() for subscriber in parts.subscribers.values()))
         log.info("drain_step", step="store what is in hand")
         stored = await parts.sink.drain(grace * _STORE_SHARE)
-        for subscriber in parts.subscribers.values():
-            await subscriber.stop()
+        await _within(grace * _BROKER_SHARE, *(subscriber.stop() for subscriber in parts.subscribers.values()))
         store_stopping.set()
+        if not stored:
+            # It waits for a store that is away, for minutes if need be. Nothing of what it holds was acknowledged.
+            sink.cancel()
         log.info("drain_step", step="end the training", all_stored=stored)
         learn_stopping.set()
         await asyncio.wait([runs], timeout=grace * _TRAINING_SHARE)
@@ -171,7 +179,14 @@ class Worker:
         log.info("drain_step", step="answer", all_sent=sent)
         self._drained.set()
         await parts.control.settle(grace * _ANSWER_SHARE)
-        await parts.listener.stop()
+        await _within(grace * _BROKER_SHARE, parts.listener.stop())
+
+
+async def _within(seconds: float, *steps: Awaitable[None]) -> None:
+    """Take the steps side by side, and go on without those that take longer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*steps)
 
 
 async def _register(start: Callable[[], Awaitable[None]]) -> None:
