@@ -1,0 +1,125 @@
+"""Ingest while trainings run, against ingest without, in one worker and by turns.
+
+A training is made long by what it learns from: a thousand and more action names, so that its counts are many. The
+trigger asks to train whenever there is something new, so one training follows the other; `busy_share` is the share of
+the measured time in which one was running. Without: trainings are paused by command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+from tests.bench.broker import Queues, until_quiet
+from tests.bench.contestants import WORKER
+from tests.bench.messages import bodies
+from tests.bench.race import Figures, Watch, measure, scratch, stop
+from tests.bench.report import Emit, middle
+from worker.cli.commands import control_client, make_command, send
+from worker.settings import load_settings
+from worker.wire.commands import Pause, Resume
+
+_PER_MESSAGE = 100
+_BEFORE, _MESSAGES = 1_500, 3_000
+_VARIETY = 300
+_WAIT_SECONDS = 120.0
+
+
+async def case(queues: Queues, emit: Emit, rounds: int) -> None:
+    """Both ways, `rounds` times."""
+    scenario = await queues.fresh()
+    runs: dict[bool, list[Figures]] = {False: [], True: []}
+    busy: list[float] = []
+    with scratch() as folder:
+        await queues.fill(scenario, bodies(_BEFORE, _PER_MESSAGE, variety=_VARIETY))
+        process = WORKER.start(scenario, folder, SWARM_TRIGGER="always", SWARM_CHECK_INTERVAL="100ms")
+        watch, stored = Watch(folder, process), _BEFORE
+        try:
+            await watch.until(stored)
+            for _ in range(rounds):
+                for training in (False, True):
+                    await _command(scenario, "pause", Pause(what="all"))
+                    await _until_projected(folder)
+                    texts = list(bodies(_MESSAGES, _PER_MESSAGE, first=stored, variety=_VARIETY))
+                    await queues.fill(scenario, texts)
+                    until_quiet()
+                    if training:
+                        await _command(scenario, "resume", Resume(what="training"))
+                        await _until_training(folder)
+                    figures = Figures(_MESSAGES, _PER_MESSAGE)
+                    began = time.time()
+                    await asyncio.gather(
+                        measure(watch, process, figures, stored), _command(scenario, "resume", Resume(what="ingest"))
+                    )
+                    stored += _MESSAGES
+                    runs[training].append(figures)
+                    if training:
+                        busy.append(_busy_share(folder, began, time.time()))
+        finally:
+            watch.close()
+            stop(process)
+    await queues.drop(scenario)
+    rates = {training: [one.records_per_second for one in figures] for training, figures in runs.items()}
+    for training in (False, True):
+        emit(
+            {
+                "bench": "training",
+                "case": "trainings run" if training else "none runs",
+                "records_per_second": round(middle(rates[training])),
+                "rounds": rounds,
+            }
+            | (
+                {
+                    "ratio": round(middle([a / b for a, b in zip(rates[True], rates[False], strict=True)]), 2),
+                    "wanted": ">= 0.9",
+                    "busy_share": round(middle(busy), 2),
+                }
+                if training
+                else {}
+            )
+        )
+
+
+async def _command(scenario: str, name: str, arguments: Pause | Resume) -> None:
+    settings = load_settings(amqp_url=os.environ["SWARM_AMQP_URL"])
+    async with control_client(settings) as client:
+        async for reply in send(client, make_command(name, arguments, scenario), timeout=_WAIT_SECONDS):
+            if reply.final and reply.status != "done":
+                raise RuntimeError(f"{name}: {reply.error}")
+
+
+async def _until_projected(folder: Path) -> None:
+    """Nothing waits to be projected and no training runs."""
+    await _until(folder, "SELECT NOT EXISTS (SELECT 1 FROM task WHERE due = 1)")
+    await _until(folder, "SELECT NOT EXISTS (SELECT 1 FROM training_run WHERE state IN ('queued', 'running'))")
+
+
+async def _until_training(folder: Path) -> None:
+    await _until(folder, "SELECT EXISTS (SELECT 1 FROM training_run WHERE state = 'running')")
+
+
+async def _until(folder: Path, question: str) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    with closing(_open(folder)) as connection:
+        while not connection.execute(question).fetchone()[0]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {_WAIT_SECONDS} s: {question}")
+            await asyncio.sleep(0.05)
+
+
+def _busy_share(folder: Path, began: float, ended: float) -> float:
+    with closing(_open(folder)) as connection:
+        rows = connection.execute(
+            "SELECT started_at_ms, coalesce(ended_at_ms, ?) FROM training_run WHERE started_at_ms IS NOT NULL",
+            (ended * 1000,),
+        ).fetchall()
+    overlap: float = sum(max(0.0, min(end / 1000, ended) - max(start / 1000, began)) for start, end in rows)
+    return overlap / (ended - began)
+
+
+def _open(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{(folder / 'swarm.db').as_uri()}?mode=ro", uri=True)
