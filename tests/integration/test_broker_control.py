@@ -11,7 +11,7 @@ import pytest
 from tests.integration.conftest import NewSession
 from tests.integration.proxy import proxied
 from worker.broker.control import ControlListener
-from worker.broker.control_client import ControlClient, Reply
+from worker.broker.control_client import Answer, ControlClient
 from worker.broker.events import EventSubscriber
 from worker.broker.port import ControlMessage, OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
@@ -66,7 +66,7 @@ async def client(new_session: NewSession) -> AsyncIterator[ControlClient]:
     await client.close()
 
 
-async def ask(client: ControlClient, key: str, *, timeout: float = 10, workers: int | None = 1) -> list[Reply]:
+async def ask(client: ControlClient, key: str, *, timeout: float = 10, workers: int | None = 1) -> list[Answer]:
     sent = client.send(routing_key=key, command_id=f"id-{key}", body=b"hello", timeout=timeout, workers=workers)
     return [reply async for reply in sent]
 

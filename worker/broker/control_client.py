@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Literal
 
 import msgspec
 import structlog
 from aiormq.abc import DeliveredMessage
-from msgspec import Struct
 
 from worker.broker.consumer import Consumer, Link
 from worker.broker.inbound import RabbitMessage
@@ -18,6 +16,7 @@ from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.topology import CONTROL_EXCHANGE, ensure_topology, reply_queue, temporary_queue
 from worker.errors import BrokerRefused, NoAnswer, NotFound, PublishFailed
+from worker.wire.commands import Reply, decode_reply
 
 log = structlog.get_logger(__name__)
 
@@ -27,13 +26,9 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 3.0
 
 
-class Reply(Struct, frozen=True, kw_only=True):
-    """One worker's answer. `accepted` announces another; the rest are final."""
+class Answer(Reply, kw_only=True):
+    """One worker's reply. `accepted` announces another; the rest are final."""
 
-    command_id: str
-    status: Literal["accepted", "done", "refused", "failed"]
-    result: dict[str, Any] = {}
-    error: str | None = None
     #: Who answered; from the message's headers.
     worker: str = ""
 
@@ -56,7 +51,7 @@ class ControlClient:
         self._sign = sign
         self._publisher = RabbitPublisher(session)
         #: By command id; None in the queue means that the connection was lost meanwhile.
-        self._waiting: dict[str, asyncio.Queue[Reply | None]] = {}
+        self._waiting: dict[str, asyncio.Queue[Answer | None]] = {}
         self._consumer = Consumer(
             session,
             name=self.reply_to,
@@ -78,7 +73,7 @@ class ControlClient:
 
     async def send(
         self, *, routing_key: str, command_id: str, body: bytes, timeout: float, workers: int | None = 1
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncIterator[Answer]:
         """Send a command to `swarm.control`; yields answers until `workers` of them were final.
 
         With `workers=None` (how many there are is not known) it listens until `timeout`, and ends quietly if anybody
@@ -97,7 +92,7 @@ class ControlClient:
         )
         if self._sign is not None:
             message = msgspec.structs.replace(message, headers=dict(self._sign(message)))
-        answers: asyncio.Queue[Reply | None] = asyncio.Queue()
+        answers: asyncio.Queue[Answer | None] = asyncio.Queue()
         self._waiting[command_id] = answers
         seen: set[tuple[str, str]] = set()
         finals = 0
@@ -151,10 +146,10 @@ class ControlClient:
     def _on_message(self, link: Link, message: DeliveredMessage) -> None:
         inbound = RabbitMessage(link, message)
         try:
-            reply = msgspec.json.decode(inbound.body, type=Reply)
-        except msgspec.DecodeError as error:
+            reply = decode_reply(inbound.body)
+        except ValueError as error:
             log.warning("reply_not_understood", error=str(error))
             return
         answers = self._waiting.get(reply.command_id)
         if answers is not None:
-            answers.put_nowait(msgspec.structs.replace(reply, worker=inbound.headers.get("worker", "")))
+            answers.put_nowait(Answer(**msgspec.structs.asdict(reply), worker=inbound.headers.get("worker", "")))

@@ -13,7 +13,7 @@ import click
 from rich.status import Status as Spinner
 
 from worker.app import broker_url, control_keys
-from worker.broker.control_client import ControlClient, Reply
+from worker.broker.control_client import Answer, ControlClient
 from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
 from worker.cli.common import (
@@ -99,7 +99,7 @@ async def control_client(settings: Settings) -> AsyncIterator[ControlClient]:
 
 def send(
     client: ControlClient, command: Command, *, timeout: float, worker_id: str | None = None
-) -> AsyncIterator[Reply]:
+) -> AsyncIterator[Answer]:
     """Send a command and yield what a worker answers."""
     return client.send(
         routing_key=routing_key_for(command.command, scenario=command.scenario, worker_id=worker_id),
@@ -143,7 +143,7 @@ def _carry(
 
 async def _follow(
     settings: Settings, command: Command, wait: bool, as_json: bool, timeout: float, worker_id: str | None
-) -> Reply:
+) -> Answer:
     spinner = None if as_json or not sys.stderr.isatty() else Spinner(f"{command.command} ...", console=console())
     if spinner is not None:
         spinner.start()
