@@ -36,12 +36,13 @@ def run(*command: str, within: float = 60.0, code: int | None = 0, **environment
 class Stack:
     """Broker and worker, and whatever else of compose.yaml is asked for."""
 
-    def __init__(self, *scenarios: str) -> None:
-        """Raises `NoEngine` where no engine answers or an image is neither here nor to be had."""
+    def __init__(self, *scenarios: str, **settings: str) -> None:
+        """`settings` are the worker's variables. Raises `NoEngine` where no engine answers or an image is lacking."""
         _require_engine()
         self._compose = _compose_command()
         self.project = f"swarm-image-test-{os.getpid()}"
         self.image = f"{self.project}:latest"
+        self.demo_image = f"{self.project}-demo:latest"
         self.broker_port, self.http_port = free_port(), free_port()
         self.images = {name: os.environ.get(name, official) for name, official in _OFFICIAL.items()}
         for name, image in self.images.items():
@@ -49,8 +50,9 @@ class Stack:
         self.environment = self.images | {
             "COMPOSE_PROJECT_NAME": self.project,
             "SWARM_IMAGE": self.image,
+            "SWARM_DEMO_IMAGE": self.demo_image,
             "SWARM_SCENARIOS": ",".join(scenarios),
-            "SWARM_TRIGGER": "manual",
+            **settings,
             "BROKER_PORT": str(self.broker_port),
             "MANAGEMENT_PORT": str(free_port()),
             "HTTP_PORT": str(self.http_port),
@@ -92,9 +94,9 @@ class Stack:
         return self.compose("logs", "--no-color", "--tail=40", service)
 
     def remove(self) -> None:
-        """Containers, networks, volumes and the image."""
+        """Containers, networks, volumes and images."""
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", code=None)
-        run("docker", "image", "rm", "--force", self.image, code=None)
+        run("docker", "image", "rm", "--force", self.image, self.demo_image, code=None)
 
 
 def _require_engine() -> None:

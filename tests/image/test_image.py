@@ -19,6 +19,7 @@ from tests.integration.worker_process import until
 pytestmark = pytest.mark.timeout(900)
 
 _MOST_OWN_BYTES = 100_000_000
+_GAMES = ("frozenlake", "blackjack", "taxi")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,11 @@ def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
 def stack(say: Callable[[str], None]) -> Iterator[Stack]:
     """Broker and worker, built, healthy, and gone afterwards."""
     try:
-        made = Stack("learning", "drained", "kept")
+        made = Stack(
+            "learning", "drained", "kept", *_GAMES,
+            SWARM_TRIGGER="manual", SWARM_CHECK_INTERVAL="1s",
+            SWARM_SCENARIO_OPTIONS=json.dumps({game: {"trigger": "count(100)"} for game in _GAMES}),
+        )  # fmt: skip
     except NoEngine as error:
         pytest.fail(f"the image cannot be tested here: {error}")
     try:
@@ -99,7 +104,7 @@ def test_the_broker_has_the_projects_own_settings(stack: Stack) -> None:
 
 def test_metrics_and_health_are_reached_from_this_machine(stack: Stack) -> None:
     """The health check's own program, from outside the container, and Prometheus' text."""
-    for path, expected in (("/health", '"alive"'), ("/ready", '"ready"'), ("/metrics", "swarm_consumer_up{")):
+    for path, expected in (("/health", '"alive"'), ("/ready", '"ready"'), ("/metrics", "swarm_records_total{")):
         said = run("docker", "run", "--rm", "--network=host", f"--env=SWARM_HTTP_PORT={stack.http_port}",
                    "--entrypoint=python3", stack.image, "-m", "worker.ops.probe", path)  # fmt: skip
         assert expected in said
@@ -149,6 +154,23 @@ async def test_a_worker_that_is_made_anew_finds_its_data(stack: Stack) -> None:
     await asyncio.to_thread(stack.wait_healthy, "worker", within=90)
     assert stack.container("worker") != before
     assert await _exported(stack, "kept") == sorted(map(line, sent))
+
+
+async def test_the_demos_nodes_play_and_follow_the_model_that_is_applied(stack: Stack) -> None:
+    """Every game's records arrive; once a model is live, the records say that nodes follow it; they stop cleanly."""
+    await asyncio.to_thread(stack.compose, "build", "nodes", within=600)
+    await asyncio.to_thread(stack.compose, "up", "-d", "--no-deps", "nodes")
+    for game in _GAMES:
+        await until(lambda game=game: _exported(stack, game), lambda found: len(found) > 1000, within=60)  # type: ignore[misc]  # bound at once
+
+    async def following() -> bool:
+        return any(json.loads(record).get("policy_version") for record in await _exported(stack, "taxi"))
+
+    await until(following, within=120, every=1)
+    containers = (await asyncio.to_thread(stack.compose, "ps", "-q", "nodes")).split()
+    await asyncio.to_thread(stack.compose, "stop", "nodes")
+    states = [run("docker", "inspect", "--format", "{{.State.ExitCode}}", name).strip() for name in containers]
+    assert states == ["0", "0"], stack.logs("nodes")
 
 
 async def _exported(stack: Stack, scenario: str) -> list[bytes]:

@@ -17,7 +17,7 @@ from worker.wire.limits import MAX_BODY
 
 ROOT = Path(__file__).parents[2]
 _FILES = [ROOT / "compose.yaml", *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file())]
-_NOT_SETTINGS = {"SWARM_IMAGE", "SWARM_SECRETS_DIR"}
+_NOT_SETTINGS = {"SWARM_IMAGE", "SWARM_DEMO_IMAGE", "SWARM_SECRETS_DIR"}
 
 
 class _Everything(dict[str, Any]):
