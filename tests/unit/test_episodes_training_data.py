@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from worker.episodes.training_data import TrainingData, TrainingFormat, TrainingMetadata, json_line, json_lines, unique
+from worker.episodes.training_data import TrainingData, TrainingFormat, TrainingMetadata, json_line
 
 
 def test_an_sft_line_is_a_conversation() -> None:
@@ -40,12 +40,4 @@ def test_metadata_is_no_part_of_the_line() -> None:
     plain = TrainingData.sft_simple("what?", "that")
     known = plain.with_metadata(TrainingMetadata(episode_id="e", model="m", lora="l", outcome_score=1.0))
     assert known.metadata.episode_id == "e"
-    assert list(json_lines([plain])) == list(json_lines([known]))
-
-
-def test_repeated_examples_are_kept_once_and_in_order() -> None:
-    first = TrainingData.sft_simple("a", "b").with_metadata(TrainingMetadata(episode_id="1"))
-    again = first.with_metadata(TrainingMetadata(episode_id="2"))
-    other = TrainingData.sft("s", "a", "b")
-    preference = TrainingData.dpo("a", "b", "c")
-    assert unique([first, other, again, preference, other]) == [first, other, preference]
+    assert json_line(plain) == json_line(known)

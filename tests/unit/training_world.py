@@ -75,7 +75,6 @@ def given_input(*, run_id: str, scenario: str = "S", empty: bool = False, succes
         config=CONFIG,
         facts=FrozenFacts(last_batch_no=9, records=100, episodes=50, sessions=0),
         held_out_sessions=0,
-        frozen_at_ms=1,
     )
 
 

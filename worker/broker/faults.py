@@ -9,11 +9,8 @@ from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
-    ChannelClosed,
-    ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    ConnectionClosed,
     ConnectionNotAllowed,
     InvalidFrameError,
     ProbableAuthenticationError,
@@ -71,8 +68,3 @@ def channel_refusal(error: BaseException, doing: str) -> BrokerRefused | None:
         }[type(error)]
         return BrokerRefused(f"{doing}: {describe(error)}; {cure}")
     return None
-
-
-def is_gone(error: BaseException) -> bool:
-    """Whether the channel went away under the call (and with it, on a consuming channel, what was unacknowledged)."""
-    return isinstance(error, ChannelInvalidStateError | ChannelClosed | ConnectionClosed)

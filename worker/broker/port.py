@@ -57,7 +57,6 @@ class OutgoingMessage(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str | list[str]] = {}
     correlation_id: str | None = None
     reply_to: str | None = None
-    expiration_ms: int | None = None
 
 
 class Publisher(Protocol):

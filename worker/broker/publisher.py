@@ -152,7 +152,6 @@ def _properties(message: OutgoingMessage) -> spec.Basic.Properties:
         delivery_mode=_PERSISTENT,
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
-        expiration=None if message.expiration_ms is None else str(message.expiration_ms),
         message_id=message.message_id,
         message_type=message.type,
     )

@@ -40,11 +40,6 @@ class Watchdog:
         """Whether the last check was good and nothing has happened to the consumer since."""
         return self._proven and (self._subscriber.consuming or self._subscriber.paused)
 
-    @property
-    def last_delivery_at(self) -> float:
-        """Loop time of the newest delivery; 0.0 before the first."""
-        return self._subscriber.last_delivery_at
-
     async def run(self) -> None:
         """Check every `interval` seconds. Raises `WorkerError` (exit 70) at the second stall in a row."""
         task = asyncio.current_task()

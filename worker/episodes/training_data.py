@@ -1,8 +1,7 @@
-"""Training text: one example each (domain 4.9), its JSON lines, and the removal of repeated ones."""
+"""Training text: one example each (domain 4.9), and its JSON line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Self
 
@@ -78,16 +77,3 @@ def json_line(example: TrainingData) -> bytes:
         messages.append({"role": "assistant", "content": example.chosen})
         line = {"messages": messages}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def json_lines(examples: Iterable[TrainingData]) -> Iterator[bytes]:
-    """One line each, in order."""
-    return map(json_line, examples)
-
-
-def unique(examples: Iterable[TrainingData]) -> list[TrainingData]:
-    """The examples without those that say the same as an earlier one, whatever their metadata."""
-    first: dict[tuple[object, ...], TrainingData] = {}
-    for example in examples:
-        first.setdefault((example.system, example.prompt, example.chosen, example.rejected, example.format), example)
-    return list(first.values())

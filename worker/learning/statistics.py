@@ -63,18 +63,6 @@ class ActionStats(Struct, frozen=True, kw_only=True, gc=False):
         return self.kpi_micro / MICRO / self.kpi_count if self.kpi_count else None
 
 
-class ContextualActionStats(Struct, frozen=True, kw_only=True, gc=False):
-    """Visits of one action after another, as learn stats send them."""
-
-    visits: int = 0
-    successes: int = 0
-    failures: int = 0
-
-    def success_rate(self) -> float:
-        """0.5 with no visits."""
-        return rates.success_rate(self.successes, self.visits)
-
-
 class EpisodeTransitions(Struct, kw_only=True):
     """Which action followed which, apart for episodes that succeeded and that failed.
 

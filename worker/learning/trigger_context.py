@@ -42,15 +42,6 @@ class TriggerContext(Struct, frozen=True, kw_only=True):
     metrics: TriggerMetrics | None = None
     earlier: TriggerMetrics | None = None
 
-    @classmethod
-    def with_count(cls, event_count: int) -> TriggerContext:
-        """A context that knows a number of episodes only."""
-        return cls(event_count=event_count)
-
-    def current_count(self) -> int:
-        """Closed episodes."""
-        return self.event_count
-
     @property
     def new_episodes(self) -> int:
         """Episodes since the last training; never below 0, though a rebuild may leave fewer than there were."""

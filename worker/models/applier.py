@@ -131,10 +131,6 @@ class Applier:
             model = await self._registry.get(target)
             return await self._deploy(self._new(model, ids[0], "rollback", by=by, forced=False), model)
 
-    async def current(self, scenario: str) -> Model | None:
-        """The live model."""
-        return await self._registry.champion(scenario)
-
     async def history(self, scenario: str) -> list[str]:
         """Model ids, the live one first, then those a rollback may bring back."""
         rows = await self._store.deployments(scenario, limit=_LOG_ROWS)

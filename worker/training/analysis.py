@@ -17,9 +17,10 @@ from worker.learning.analyzer import CountRow, NothingToLearn, OfflineAnalyzer
 from worker.learning.counts import CountKey, Counts
 from worker.learning.offline_model import OfflineModel, encode
 from worker.models.durable import replace_file
+from worker.models.files import MODEL_FILE
 from worker.models.gate import weigh
 from worker.training.inputs import TrainingInput, read_input
-from worker.training.results import MODEL_FILE, RESULT_FILE, TrainingResult, encode_result
+from worker.training.results import RESULT_FILE, TrainingResult, encode_result
 
 
 def train_in(run_dir: Path, report: Callable[[float, str], None]) -> None:

@@ -22,8 +22,9 @@ from msgspec import Struct
 
 import worker
 from worker.models.durable import read_file
+from worker.models.files import MODEL_FILE, MODEL_LIMIT
 from worker.training.limits import EXIT_OUT_OF_MEMORY
-from worker.training.results import MODEL_FILE, RESULT_FILE, TrainingResult, decode_result
+from worker.training.results import RESULT_FILE, TrainingResult, decode_result
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +37,6 @@ _OUTPUT_LIMIT = 16_000_000
 #: Bytes of standard error that are kept: the last ones.
 _TAIL_LIMIT = 8_192
 _RESULT_LIMIT = 4_000_000
-_MODEL_LIMIT = 64_000_000
 #: How long the pipes may stay open after the end of the child, held by a process that it started.
 _PIPE_SECONDS = 2.0
 
@@ -232,7 +232,7 @@ def _collect(run_dir: Path, tail: str) -> ChildEnd:
         result = decode_result(read_file(run_dir / RESULT_FILE, limit=_RESULT_LIMIT))
         if result.outcome == "nothing":
             return Finished(result, None)
-        model = read_file(run_dir / MODEL_FILE, limit=_MODEL_LIMIT)
+        model = read_file(run_dir / MODEL_FILE, limit=MODEL_LIMIT)
     except (OSError, msgspec.DecodeError, ValueError) as error:
         return Died(f"bad_output: {type(error).__name__}", f"{error}\n{tail}".strip())
     if hashlib.sha256(model).hexdigest() != result.model_sha256:

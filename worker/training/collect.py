@@ -23,7 +23,7 @@ class ProjectionsAndFacts(Projections, Facts, Protocol):
 
 
 async def collect(
-    store: ProjectionsAndFacts, run: Run, *, config: TrainingConfig, champion: OfflineModel | None, now_ms: int
+    store: ProjectionsAndFacts, run: Run, *, config: TrainingConfig, champion: OfflineModel | None
 ) -> TrainingInput:
     """Read what the run may learn from. The facts are read first: what comes in meanwhile counts as new later too."""
     scenario = run.scenario
@@ -59,7 +59,6 @@ async def collect(
             last_batch_no=facts.last_batch_no, records=facts.records, episodes=facts.episodes, sessions=facts.sessions
         ),
         held_out_sessions=len(newest) - len(sessions),
-        frozen_at_ms=now_ms,
     )
 
 

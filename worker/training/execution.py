@@ -167,9 +167,7 @@ class Execution:
             return given
         live = await self._tools.registry.champion(run.scenario)
         champion = None if live is None else offline_model.decode(await self._tools.registry.read(live))
-        given = await collect(
-            self._tools.store, run, config=self._tools.config, champion=champion, now_ms=self._tools.clock.now_ms()
-        )
+        given = await collect(self._tools.store, run, config=self._tools.config, champion=champion)
         await asyncio.to_thread(write_input, run_dir, given)
         return given
 

@@ -60,7 +60,6 @@ class TrainingInput(Struct, frozen=True, kw_only=True):
     facts: FrozenFacts
     #: Sessions among the newest that were held out.
     held_out_sessions: int
-    frozen_at_ms: int
 
 
 def encode_input(given: TrainingInput) -> bytes:

@@ -10,7 +10,6 @@ from msgspec import Struct
 from worker.learning.validation import Verdict
 
 INPUT_FILE = "input.json"
-MODEL_FILE = "model.json"
 RESULT_FILE = "result.json"
 
 

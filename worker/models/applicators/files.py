@@ -15,11 +15,14 @@ import msgspec
 from worker.errors import ApplyFailed
 from worker.models.applicators.port import ServedModel, served_document
 from worker.models.durable import make_private_directory, read_file, replace_file, sync_directory
+from worker.models.files import MODEL_LIMIT
 from worker.store.port import Model
 from worker.wire.names import is_slug
 
 #: The model file's own limit and the few fields around it.
-_DOCUMENT_LIMIT = 64_100_000
+_DOCUMENT_LIMIT = MODEL_LIMIT + 100_000
+#: Nodes may run as another user; the folder's own mode decides who comes that far.
+_MODE = 0o644
 
 
 class FilesApplicator:
@@ -27,10 +30,8 @@ class FilesApplicator:
 
     name = "files"
 
-    def __init__(self, data_dir: Path, *, mode: int = 0o644) -> None:
-        """`mode`: nodes may run as another user; the folder's own mode decides who comes that far."""
+    def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir.resolve() / "current"
-        self._mode = mode
 
     def path(self, scenario: str) -> Path:
         """The file of a scenario; ValueError for a scenario that is no slug."""
@@ -47,7 +48,7 @@ class FilesApplicator:
     def _write(self, path: Path, document: bytes) -> None:
         try:
             make_private_directory(self._folder)
-            replace_file(path, document, mode=self._mode)
+            replace_file(path, document, mode=_MODE)
         except OSError as error:
             raise ApplyFailed(
                 f"{path} cannot be written: {error}; free space or fix the rights of SWARM_DATA_DIR"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from msgspec import Struct
 
 from worker.clock import Clock
 from worker.errors import ConfigurationError, StoreCorrupt, StoreUnavailable
@@ -29,14 +28,6 @@ T = TypeVar("T")
 READERS = 3
 
 
-class DatabaseStats(Struct):
-    """What the store did since it was opened."""
-
-    transactions: int = 0
-    rollbacks: int = 0
-    busy_seconds: float = 0.0  # time the writer thread spent in transactions
-
-
 class Database:
     """One SQLite file with write-ahead log and full sync.
 
@@ -47,7 +38,6 @@ class Database:
     def __init__(self, path: Path, clock: Clock, *, read_only: bool = False) -> None:
         self.path = path
         self.read_only = read_only
-        self.stats = DatabaseStats()
         #: Called in the writer's thread after every rollback: caches of what was written must forget it.
         self.on_rollback: list[Callable[[], None]] = []
         self._clock = clock
@@ -121,27 +111,21 @@ class Database:
             raise StoreCorrupt(f"the store {self.path} is damaged ({found}); {cure}")
 
     def _in_transaction(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        started = self._clock.monotonic()
-        try:
-            with self._translated():
-                if self._writer is None:
-                    self._writer = connect_writer(self.path)
-                connection = self._writer
-                # Not deferred: a reader that turns writer gets SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    result = function(connection)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    self._roll_back(connection)
-                    raise
-        finally:
-            self.stats.busy_seconds += self._clock.monotonic() - started
-        self.stats.transactions += 1
+        with self._translated():
+            if self._writer is None:
+                self._writer = connect_writer(self.path)
+            connection = self._writer
+            # Not deferred: a reader that turns writer gets SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = function(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back(connection)
+                raise
         return result
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
-        self.stats.rollbacks += 1
         for forget in self.on_rollback:
             forget()
         try:
