@@ -44,6 +44,7 @@ from worker.sink.sink import Sink
 from worker.status import StatusReporter
 from worker.store import open_store
 from worker.store.port import Store
+from worker.store.watch import WriteWatch
 from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import TrainingConfig
@@ -227,6 +228,7 @@ class _Kit:
             scenarios=scenarios,
             topology=settings.topology,
         )
+        write_watch = WriteWatch(store, clock, sink.busy)
         watchdogs = {name: Watchdog(subscriber) for name, subscriber in subscribers.items()}
         status = StatusReporter(
             worker_id=settings.worker_id,
@@ -240,7 +242,9 @@ class _Kit:
             projector=projector,
             scheduler=scheduler,
             runs=runs,
+            applier=applier,
             relay=relay,
+            write_watch=write_watch,
             sessions=(consume, publish, command),
             subscribers=subscribers,
             watchdogs=watchdogs,
@@ -289,7 +293,7 @@ class _Kit:
             listener=listener,
             control=control,
             status=status,
-            http=self._http(status),
+            http=self._http(status, write_watch),
         )
 
     def _training_tools(self, book: TriggerBook, registry: Registry, announcer: Announcer, boot_id: str) -> Tools:
@@ -311,18 +315,22 @@ class _Kit:
             timing=Timing(cooldown=settings.training_cooldown, first_backoff=settings.training_backoff),
         )
 
-    def _http(self, status: StatusReporter) -> HealthServer:
+    def _http(self, status: StatusReporter, write_watch: WriteWatch) -> HealthServer:
         registry, collector = make_registry()
 
         async def refresh() -> None:
             collector.status = await status.report()
+
+        async def ready() -> list[str]:
+            await write_watch.look()
+            return status.problems()
 
         return HealthServer(
             host=self.settings.http_host,
             port=self.settings.http_port,
             registry=registry,
             refresh=refresh,
-            ready=status.problems,
+            ready=ready,
             status=status.report,
         )
 

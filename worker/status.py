@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from msgspec import to_builtins
-
 from worker import __version__
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
@@ -16,10 +14,12 @@ from worker.clock import Clock
 from worker.control import ControlStats
 from worker.errors import StoreError
 from worker.intake import Intake
+from worker.models.applier import Applier
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
 from worker.sink.sink import Sink
 from worker.store.port import Store
+from worker.store.watch import WriteWatch
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 
@@ -39,7 +39,9 @@ class StatusReporter:
     projector: Projector
     scheduler: TriggerScheduler
     runs: RunManager
+    applier: Applier
     relay: OutboxRelay
+    write_watch: WriteWatch
     sessions: Sequence[Session]
     subscribers: Mapping[str, Subscriber]
     watchdogs: Mapping[str, Watchdog]
@@ -50,8 +52,9 @@ class StatusReporter:
     def problems(self) -> list[str]:
         """Why the worker is not ready; empty when every consumer is registered, the store takes writes, no drain."""
         found = ["draining"] if self.draining else []
-        if self.sink.stats.store_down_reason is not None:
-            found.append(f"store: {self.sink.stats.store_down_reason}")
+        store_down = self.sink.stats.store_down_reason or self.write_watch.reason
+        if store_down is not None:
+            found.append(f"store: {store_down}")
         for name, watchdog in self.watchdogs.items():
             if not watchdog.healthy:
                 found.append(f"{name}: {watchdog.reason}")
@@ -74,12 +77,15 @@ class StatusReporter:
             "problems": problems,
             "broker": {s.role: {"connected": s.connected, "version": s.version} for s in self.sessions},
             "scenarios": {name: await self._scenario(name) for name in self.scenarios},
+            # Since the start, unlike the scenarios' figures.
             "projector": asdict(self.projector.stats),
-            "scheduler": to_builtins(self.scheduler.stats),
+            "scheduler": asdict(self.scheduler.stats),
+            "runs": asdict(self.runs.stats),
+            "applier": asdict(self.applier.stats),
             "commands": asdict(self.commands()),
             "counters": {
                 "ready": int(not problems),
-                "store_up": int(sink.store_down_reason is None),
+                "store_up": int(sink.store_down_reason is None and self.write_watch.reason is None),
                 "messages": sink.messages,
                 "groups": sink.groups,
                 "commit_seconds": sink.commit_seconds,
@@ -89,6 +95,8 @@ class StatusReporter:
                 "events_failed": self.relay.stats.failures,
                 "outbox_waiting": self.relay.stats.waiting,
                 "outbox_oldest_seconds": 0 if oldest is None else max(0, now_ms - oldest) / 1000,
+                "projection_lag_seconds": self.projector.stats.lag_ms / 1000,
+                "projection_faults": self.projector.stats.faults,
                 "reconnects": sum(max(0, session.connections - 1) for session in self.sessions),
                 "started_at_seconds": self.started_at_ms / 1000,
             },
@@ -99,6 +107,8 @@ class StatusReporter:
         live: dict[str, Any] = {
             "consumer_up": int(subscriber.consuming),
             "consumer": watchdog.reason,
+            "consumer_restarts": subscriber.restarts,
+            "deliveries": asdict(subscriber.stats),
             "queue_depth": watchdog.queue_depth,
             "redelivered": subscriber.stats.redelivered,
             "held_because": self.intake.reasons(name),

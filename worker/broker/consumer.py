@@ -19,7 +19,7 @@ from aiormq.channel import Channel
 
 from worker.broker.faults import BROKER_ERRORS, channel_refusal, describe
 from worker.broker.session import Session
-from worker.errors import BrokerRefused
+from worker.errors import BrokerRefused, WorkerError
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +133,7 @@ class Consumer:
         """Register the consumer. Raises `BrokerRefused`, or one of `faults.BROKER_ERRORS`."""
         await self._establish()
         self._keeper = asyncio.create_task(self._keep(), name=f"consumer-{self.name}")
+        self._keeper.add_done_callback(self._keeper_ended)
 
     async def pause(self) -> None:
         """Take no more deliveries; those in hand can still be settled."""
@@ -195,6 +196,12 @@ class Consumer:
             await link.channel.queue_delete(queue, timeout=self._session.call_timeout)
         except BROKER_ERRORS as error:
             log.info("queue_not_deleted", queue=queue, error=describe(error))
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """One that died of what nobody foresaw must not do so in silence: nothing would bring this consumer back."""
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None:
+            self._session.fail(WorkerError(f"the consumer {self.name} cannot be kept: {describe(error)}"))
 
     async def _keep(self) -> None:
         while True:

@@ -26,7 +26,7 @@ class HealthServer:
         port: int,
         registry: CollectorRegistry,
         refresh: Callable[[], Awaitable[None]],
-        ready: Callable[[], list[str]],
+        ready: Callable[[], Awaitable[list[str]]],
         status: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
         self._host, self._port = host, port
@@ -68,7 +68,7 @@ class HealthServer:
         return _verdict([], good="alive")
 
     async def _get_ready(self, _request: web.Request) -> web.Response:
-        return _verdict(self._ready(), good="ready")
+        return _verdict(await self._ready(), good="ready")
 
     async def _get_metrics(self, _request: web.Request) -> web.Response:
         await self._refresh()

@@ -40,6 +40,7 @@ _WORKER_COUNTERS = (
     ("swarm_stale_deliveries", "stale", "Deliveries dropped because their channel was gone."),
     ("swarm_events_sent", "events_sent", "Events confirmed by the broker."),
     ("swarm_events_failed", "events_failed", "Attempts to send an event that failed."),
+    ("swarm_projection_faults", "projection_faults", "Learn models and counts that failed on an item."),
     ("swarm_reconnects", "reconnects", "Broker sessions opened again."),
 )
 _WORKER_GAUGES = (
@@ -48,6 +49,7 @@ _WORKER_GAUGES = (
     ("swarm_in_flight_messages", "in_flight", "Messages taken and not settled."),
     ("swarm_outbox_waiting", "outbox_waiting", "Events not confirmed yet."),
     ("swarm_outbox_oldest_seconds", "outbox_oldest_seconds", "Age of the oldest event not confirmed yet."),
+    ("swarm_projection_lag_seconds", "projection_lag_seconds", "How far the projector is behind the log."),
     ("swarm_started_at_seconds", "started_at_seconds", "When the worker started, Unix seconds."),
 )
 

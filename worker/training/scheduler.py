@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from msgspec import Struct
 from msgspec.structs import replace
 
 from worker.clock import Clock
@@ -33,7 +33,8 @@ _NEWEST = 100
 _EARLIER = 400
 
 
-class SchedulerStats(Struct):
+@dataclass(slots=True)
+class SchedulerStats:
     """What happened since the start."""
 
     checks: int = 0
