@@ -71,7 +71,7 @@ class Stack:
 
     def container(self, service: str) -> str:
         """The id of a service's container."""
-        return self.compose("ps", "-q", service).strip()
+        return self.compose("ps", "--all", "--quiet", service).strip()
 
     def inspect(self, service: str) -> Any:
         """All that the engine knows of a service's container."""
