@@ -37,7 +37,7 @@ from worker.training.scheduler import TriggerScheduler
 log = structlog.get_logger(__name__)
 
 #: What each step of a shutdown may take of SWARM_SHUTDOWN_GRACE.
-_STORE_SHARE, _TRAINING_SHARE, _EVENTS_SHARE, _ANSWER_SHARE = 0.4, 0.3, 0.15, 0.05
+_STORE_SHARE, _TRAINING_SHARE, _EVENTS_SHARE, _ANSWER_SHARE, _END_SHARE = 0.4, 0.25, 0.15, 0.05, 0.05
 #: And each of the three talks with the broker among them, which a half-open connection would draw out.
 _BROKER_SHARE = 0.03
 #: Seconds between hand-overs of the interpreter. At CPython's 5 ms the store's writer thread, which gives it up with
@@ -113,7 +113,8 @@ class Worker:
             for session in parts.sessions:
                 stack.push_async_callback(session.close)
             await parts.projector.follow_rules(self.settings.scenarios)
-            await asyncio.gather(*(session.start() for session in parts.sessions))
+            if not await self._unless_stopped(asyncio.gather(*(session.start() for session in parts.sessions))):
+                return
             for scenario in self.settings.scenarios:
                 await parts.applier.reconcile(scenario)
             self.http_port = await parts.http.start()
@@ -129,27 +130,51 @@ class Worker:
         learn_stopping, store_stopping, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
         async with asyncio.TaskGroup() as group:
             sink = group.create_task(parts.sink.run(parts.inbox, store_stopping), name="sink")
-            group.create_task(parts.intake.run(self._stop), name="intake")
-            group.create_task(parts.projector.run(learn_stopping), name="projector")
-            group.create_task(parts.scheduler.run(self._stop), name="scheduler")
-            group.create_task(parts.relay.run(done), name="outbox")
             runs = group.create_task(parts.runs.run(learn_stopping), name="runs")
-            await parts.runs.recover()
-            for subscriber in parts.subscribers.values():
-                await _register(subscriber.start)
-            await _register(parts.listener.start)
-            watchers = [
-                group.create_task(parts.control.run(), name="control"),
-                *(group.create_task(dog.run(), name=f"watchdog of {name}") for name, dog in parts.watchdogs.items()),
-                *(group.create_task(one.failed(), name=f"{one.role} session") for one in parts.sessions),
+            services = [
+                sink,
+                runs,
+                group.create_task(parts.intake.run(self._stop), name="intake"),
+                group.create_task(parts.projector.run(learn_stopping), name="projector"),
+                group.create_task(parts.scheduler.run(self._stop), name="scheduler"),
+                group.create_task(parts.relay.run(done), name="outbox"),
             ]
-            self.started.set()
-            log.info("started", worker_id=self.settings.worker_id, scenarios=list(self.settings.scenarios))
-            await self._stop.wait()
+            await parts.runs.recover()
+            watchers: list[asyncio.Task[None]] = []
+            if await self._unless_stopped(_register_all(parts)):
+                watchers += [
+                    group.create_task(parts.control.run(), name="control"),
+                    *(
+                        group.create_task(dog.run(), name=f"watchdog of {name}")
+                        for name, dog in parts.watchdogs.items()
+                    ),
+                    *(group.create_task(one.failed(), name=f"{one.role} session") for one in parts.sessions),
+                ]
+                self.started.set()
+                log.info("started", worker_id=self.settings.worker_id, scenarios=list(self.settings.scenarios))
+                await self._stop.wait()
             await self._drain(parts, sink, runs, learn_stopping, store_stopping)
             done.set()
             for watcher in watchers:
                 watcher.cancel()
+            # A commit that is tried again and again, for example, on a store that is away.
+            _, late = await asyncio.wait(services, timeout=self.settings.shutdown_grace * _END_SHARE)
+            for service in late:
+                log.warning("service_cut_short", service=service.get_name())
+                service.cancel()
+
+    async def _unless_stopped(self, work: Awaitable[object]) -> bool:
+        """Wait for `work`, or give it up and return False where somebody asks to stop first."""
+        working, stop = asyncio.ensure_future(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((working, stop), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+            return working.done()
+        finally:
+            for task in (working, stop):
+                task.cancel()
+            await asyncio.wait((working, stop))
 
     async def _drain(
         self,
@@ -187,6 +212,13 @@ async def _within(seconds: float, *steps: Awaitable[None]) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.gather(*steps)
+
+
+async def _register_all(parts: Parts) -> None:
+    """Take records and commands from here on."""
+    for subscriber in parts.subscribers.values():
+        await _register(subscriber.start)
+    await _register(parts.listener.start)
 
 
 async def _register(start: Callable[[], Awaitable[None]]) -> None:

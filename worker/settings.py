@@ -163,16 +163,18 @@ class Settings(BaseSettings):
         for scenario in (*self.scenarios, *self.scenario_options):
             if not SLUG.fullmatch(scenario):
                 raise ValueError(
-                    f"scenarios: {scenario!r} is no scenario name; use letters, digits, - and _, at most 64"
+                    f"SWARM_SCENARIOS: {scenario!r} is no scenario name; use letters, digits, - and _, at most 64"
                 )
         if not SLUG.fullmatch(self.worker_id):
-            raise ValueError(f"worker_id: {self.worker_id!r} is no name; use letters, digits, - and _, at most 64")
+            raise ValueError(
+                f"SWARM_WORKER_ID: {self.worker_id!r} is no name; use letters, digits, - and _, at most 64"
+            )
         twice = [scenario for scenario, times in Counter(self.scenarios).items() if times > 1]
         if twice:
-            raise ValueError(f"scenarios: {twice[0]!r} stands there twice")
-        named = [("learn_models", self.learn_models)]
+            raise ValueError(f"SWARM_SCENARIOS: {twice[0]!r} stands there twice")
+        named = [("SWARM_LEARN_MODELS", self.learn_models)]
         named += [
-            (f"scenario_options, {scenario}, learn_models", own.learn_models or ())
+            (f"SWARM_SCENARIO_OPTIONS, {scenario}, learn_models", own.learn_models or ())
             for scenario, own in self.scenario_options.items()
         ]
         for place, names in named:
@@ -180,7 +182,7 @@ class Settings(BaseSettings):
                 if name not in LEARN_MODELS:
                     raise ValueError(f"{place}: {name!r} is unknown; choose from {', '.join(LEARN_MODELS)}")
         if self.applicator == "webhook" and self.webhook_url is None:
-            raise ValueError("applicator=webhook needs webhook_url; set SWARM_WEBHOOK_URL")
+            raise ValueError("SWARM_APPLICATOR: webhook needs a URL; set SWARM_WEBHOOK_URL")
         return self
 
     @property
@@ -205,7 +207,8 @@ def load_settings(**flags: Any) -> Settings:
         for problem in error.errors():
             place = "__".join(map(str, problem["loc"])).upper()
             text = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"  SWARM_{place}: {text}" if place else f"  SWARM_{text}")
+            # What concerns more than one setting names them itself.
+            lines.append(f"  SWARM_{place}: {text}" if place else f"  {text}")
         raise ConfigurationError("these settings are wrong:\n" + "\n".join(lines)) from None
 
 

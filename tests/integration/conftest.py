@@ -55,9 +55,9 @@ async def new_worker(amqp_url: str, tmp_path: Path, command_line: CommandLine) -
     """Makes workers on `amqp_url`, not started, each with a directory of its own unless told otherwise."""
     made: list[WorkerProcess] = []
 
-    def make(*scenarios: str, directory: Path | None = None, url: str = amqp_url, **settings: object) -> WorkerProcess:
+    def make(*scenarios: str, directory: Path | None = None, **settings: object) -> WorkerProcess:
         place = directory or tmp_path / f"worker-{len(made)}"
-        worker = WorkerProcess(place, url, *scenarios, command_line=command_line, **settings)
+        worker = WorkerProcess(place, *scenarios, command_line=command_line, **{"amqp_url": amqp_url, **settings})
         made.append(worker)
         return worker
 

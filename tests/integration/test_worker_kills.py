@@ -64,7 +64,7 @@ async def die(worker: WorkerProcess, life: int, loads: list[Load]) -> int:
         await worker.wait_ready()
         moment = {1: "run_started", 3: "run_ended", 6: "trainer_ended", 7: "model_live"}.get(life)
         if moment is not None:
-            await until(lambda: happened(worker, moment), within=25, every=0.001)
+            await until(lambda: worker.logged(moment), within=25, every=0.001)
         else:
             await asyncio.gather(*(load.batch() for load in loads for _ in range(50)))
             await asyncio.sleep(random.uniform(0.0, 0.5))
@@ -76,11 +76,6 @@ async def die(worker: WorkerProcess, life: int, loads: list[Load]) -> int:
         await asyncio.gather(*(load.batch() for load in loads for _ in range(50)))
     await worker.kill()
     return redelivered
-
-
-async def happened(worker: WorkerProcess, event: str) -> bool:
-    """Whether the present life has logged this."""
-    return any(entry["event"] == event for entry in worker.log())
 
 
 async def test_ten_kills_under_load_lose_nothing_and_double_nothing(

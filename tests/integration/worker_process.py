@@ -100,9 +100,7 @@ class CommandLine:
 class WorkerProcess:
     """One worker: a data directory and settings that stay, and a process that may be started again and again."""
 
-    def __init__(
-        self, directory: Path, amqp_url: str, *scenarios: str, command_line: CommandLine, **settings: object
-    ) -> None:
+    def __init__(self, directory: Path, *scenarios: str, command_line: CommandLine, **settings: object) -> None:
         """`settings` by name, such as `trigger="manual"`."""
         self.directory = directory
         self.data_dir = directory / "data"
@@ -111,7 +109,6 @@ class WorkerProcess:
         self.starts = 0
         directory.mkdir(parents=True, exist_ok=True)
         values = {
-            "amqp_url": amqp_url,
             "data_dir": self.data_dir,
             "scenarios": ",".join(scenarios),
             "worker_id": f"w-{scenarios[0]}" if scenarios else "w",
@@ -189,6 +186,13 @@ class WorkerProcess:
         """The log of the present life, line by line."""
         lines = self._log.read_bytes()[self._life :].split(b"\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith(b"{")]
+
+    async def logged(self, event: str) -> bool:
+        """Whether the present life has logged this; fails where it ended without."""
+        ended = not self.running
+        found = any(entry["event"] == event for entry in self.log())
+        assert found or not ended, f"the worker has ended: {self.log_tail()}"
+        return found
 
     def log_tail(self) -> str:
         """The end of the log, for a failure's message."""

@@ -21,7 +21,7 @@ def _nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_defaults_are_those_of_the_original() -> None:
-    """check_interval 10 s, offline, 20 sessions, manual apply, history 5, 100 episodes or one hour (domain section 7)."""
+    """check_interval 10 s, offline, 20 sessions, manual apply, history 5, 100 episodes or one hour (domain 7)."""
     settings = load_settings()
     assert (settings.check_interval, settings.processor_mode, settings.max_sessions) == (10.0, "offline", 20)
     assert (settings.apply_mode, settings.max_history) == ("manual", 5)
@@ -60,9 +60,9 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"scenarios": "good,../bad"}, "scenarios: '../bad' is no scenario name"),
+        ({"scenarios": "good,../bad"}, "SWARM_SCENARIOS: '../bad' is no scenario name"),
         ({"scenarios": "a\n"}, "SWARM_HTTP_PORT"),
-        ({"worker_id": "a b"}, "worker_id: 'a b' is no name"),
+        ({"worker_id": "a b"}, "SWARM_WORKER_ID: 'a b' is no name"),
         ({"learn_models": "worker_task,nonsense"}, "'nonsense' is unknown; choose from"),
         ({"applicator": "webhook"}, "set SWARM_WEBHOOK_URL"),
         ({"check_interval": "often"}, "SWARM_CHECK_INTERVAL"),
@@ -72,9 +72,9 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ({"scenario_options": "{a: 1}"}, "SWARM_SCENARIO_OPTIONS: this is no JSON object"),
         (
             {"scenario_options": '{"a": {"learn_models": ["nonsense"]}}'},
-            "scenario_options, a, learn_models: 'nonsense'",
+            "SWARM_SCENARIO_OPTIONS, a, learn_models: 'nonsense'",
         ),
-        ({"scenarios": "a,b,a"}, "scenarios: 'a' stands there twice"),
+        ({"scenarios": "a,b,a"}, "SWARM_SCENARIOS: 'a' stands there twice"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_wrong(
