@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from msgspec.structs import replace
+
 from worker.episodes.model import LearnModel
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
@@ -36,10 +38,17 @@ def rules_of(settings: Settings, scenario: str) -> Rules:
     )
 
 
-def learn_models_of(settings: Settings, scenario: str) -> list[LearnModel]:
-    """The learn models that run on the scenario, in the order named."""
+def learn_models_of(settings: Settings, scenario: str, seen: Sequence[str] = ()) -> list[LearnModel]:
+    """The learn models that run on the scenario, in the order named.
+
+    `seen` are the actions that examples offer where the scenario names none: those of its own world, since the
+    original's built-in list is about troubleshooting (fault 39). Cutting and judging do not depend on them.
+    """
     own = options_of(settings, scenario).learn_models
-    return learn_models(settings.learn_models if own is None else own, rules_of(settings, scenario))
+    rules = rules_of(settings, scenario)
+    if not rules.available_actions:
+        rules = replace(rules, available_actions=tuple(seen))
+    return learn_models(settings.learn_models if own is None else own, rules)
 
 
 def trigger_of(settings: Settings, scenario: str) -> TrainTrigger:

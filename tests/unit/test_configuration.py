@@ -40,6 +40,13 @@ def test_available_actions_of_a_scenario_reach_its_learn_models() -> None:
     assert getattr(preference, "available_actions", None) == ("Look", "Solved")
 
 
+def test_examples_of_a_scenario_that_names_no_actions_offer_those_that_were_seen() -> None:
+    model = learn_models_of(settings(), "plain", ["climb", "look"])[0]
+    assert getattr(model, "available_actions", None) == ("climb", "look")
+    named = learn_models_of(settings(scenario_options={"own": {"available_actions": ["Look"]}}), "own", ["climb"])[0]
+    assert getattr(named, "available_actions", None) == ("Look",)
+
+
 def test_an_empty_list_of_a_scenario_is_a_choice_too() -> None:
     """A world without terminal actions, whose sequences end with their sessions."""
     own = settings(scenario_options={"own": {"terminal_actions": []}})

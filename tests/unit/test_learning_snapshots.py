@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.learning.counts import CountKey, Counts
-from worker.learning.evidence import best_source, snapshot_of_counts
+from worker.learning.evidence import actions_seen, best_source, snapshot_of_counts
 from worker.learning.merging import Additive, SuccessWeighted, TimeDecay, merge_snapshots
 from worker.learning.scores import ScoreModel
 from worker.learning.selection import SelectionPerformance, StrategyStats, StrategySwitchEvent
@@ -323,3 +323,11 @@ def test_counts_and_learn_stats_end_in_the_same_kind_of_snapshot() -> None:
 def test_learn_stats_are_believed_only_where_no_action_was_logged() -> None:
     assert best_source(Counts({CountKey("stats", "sessions.success", ()): 1})) == "stats"
     assert best_source(Counts({log("episodes.success"): 0})) is None
+
+
+def test_the_actions_of_a_world_are_those_that_were_taken_the_most_frequent_of_many() -> None:
+    visits = {"look": 1, "climb": 9, "dig": 5}
+    counts = Counts({CountKey("log", "action.visits", (name,)): number for name, number in visits.items()})
+    counts[CountKey("log", "start.visits", ("swim",))] = 3
+    assert actions_seen(counts) == ["climb", "dig", "look"]
+    assert actions_seen(counts, most=2) == ["climb", "dig"]

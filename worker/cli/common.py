@@ -28,7 +28,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Settings that every command needs to find the store and the broker.
-PLACES = ("data_dir", "store_url", "amqp_url", "amqp_ca_file", "amqp_allow_plaintext", "control_key", "log_level")
+PLACES = ("data_dir", "store_url", "amqp_url", "amqp_ca_file", "amqp_allow_plaintext", "log_level")
+
+
+#: Only from the environment, .env or the secrets directory. The broker's address is a flag: it need hold no password.
+_SECRETS = ("control_key", "webhook_key", "webhook_url")
 
 
 def console() -> Console:
@@ -41,7 +45,8 @@ def settings_options(*names: str, serves: bool = False) -> Callable[[Callable[P,
 
     A command that `serves` logs as set; one that a person waits for says its own words, and logs only when asked to.
     """
-    chosen = names or tuple(Settings.model_fields)
+    # No secret is a flag: a command line can be read by everybody on the machine, and stays in the shell's history.
+    chosen = tuple(name for name in names or Settings.model_fields if name not in _SECRETS)
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
@@ -70,6 +75,9 @@ def _scenario_name(_context: click.Context, _parameter: click.Parameter, value: 
 
 
 scenario_option = click.option("--scenario", required=True, callback=_scenario_name, help="the scenario's name")
+default_scenario_option = click.option(
+    "--scenario", callback=_scenario_name, help="the scenario's name; default: the only one of SWARM_SCENARIOS"
+)
 any_scenario_option = click.option("--scenario", callback=_scenario_name, help="only this scenario")
 
 
@@ -99,7 +107,7 @@ def one_scenario(scenario: str | None, settings: Settings) -> str:
         return scenario
     if len(settings.scenarios) == 1:
         return settings.scenarios[0]
-    raise ConfigurationError("which scenario? say --scenario NAME (or set SWARM_SCENARIOS to a single one)")
+    raise ConfigurationError("which scenario? say --scenario NAME, or set SWARM_SCENARIOS to a single one")
 
 
 def plain(value: Any) -> Any:

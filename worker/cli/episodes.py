@@ -8,12 +8,12 @@ import click
 
 from worker.cli.common import (
     PLACES,
+    default_scenario_option,
     json_option,
     one_scenario,
     print_json,
     reading_store,
     run_async,
-    scenario_option,
     settings_options,
     table,
     when,
@@ -24,7 +24,7 @@ from worker.wire.records import score_of
 
 
 @click.command()
-@scenario_option
+@default_scenario_option
 @click.option("--learn-model", help="only episodes of this learn model")
 @click.option("--outcome", type=click.Choice(["success", "failure", "timeout", "unknown"]), help="only this outcome")
 @click.option("--min-score", type=float, help="only scores at least this")
@@ -33,10 +33,11 @@ from worker.wire.records import score_of
 @click.option("--task", "task_id", help="only this task")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @json_option
-@settings_options(*PLACES, "scenarios")
-def episodes(*, settings: Settings, scenario: str, limit: int, as_json: bool, **where: Any) -> None:
+@settings_options(*PLACES)
+def episodes(*, settings: Settings, scenario: str | None, limit: int, as_json: bool, **where: Any) -> None:
     """List episodes, newest first."""
-    run_async(_episodes(settings, scenario, EpisodeFilter(newest_first=True, limit=limit, **where), as_json))
+    chosen = EpisodeFilter(newest_first=True, limit=limit, **where)
+    run_async(_episodes(settings, one_scenario(scenario, settings), chosen, as_json))
 
 
 async def _episodes(settings: Settings, scenario: str, where: EpisodeFilter, as_json: bool) -> None:
@@ -66,14 +67,14 @@ async def _episodes(settings: Settings, scenario: str, where: EpisodeFilter, as_
 
 
 @click.command()
-@scenario_option
+@default_scenario_option
 @click.option("--group", "group_id", help="only this session group")
 @click.option("--phase", help="only this phase")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @json_option
-@settings_options(*PLACES, "scenarios")
+@settings_options(*PLACES)
 def sessions(
-    *, settings: Settings, scenario: str, group_id: str | None, phase: str | None, limit: int, as_json: bool
+    *, settings: Settings, scenario: str | None, group_id: str | None, phase: str | None, limit: int, as_json: bool
 ) -> None:
     """List sessions that ended, newest first."""
     run_async(_sessions(settings, one_scenario(scenario, settings), group_id, phase, limit, as_json))

@@ -10,15 +10,16 @@ import orjson
 
 from worker.cli.common import (
     PLACES,
+    default_scenario_option,
     one_scenario,
     plain,
     reading_store,
     run_async,
-    scenario_option,
     settings_options,
 )
 from worker.configuration import learn_models_of, rules_of
 from worker.errors import ConfigurationError
+from worker.learning.evidence import actions_seen
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
 from worker.training.exports import TrainingDataExport
@@ -33,12 +34,12 @@ def export() -> None:
 
 
 @export.command("records")
-@scenario_option
+@default_scenario_option
 @click.option("--type", "type_", help="only this record type, such as action or learn_stats")
 @click.option("--task", "task_id", help="only this task")
 @click.option("--after", type=click.IntRange(0), default=0, help="only batches above this number")
-@settings_options(*PLACES, "scenarios")
-def records(*, settings: Settings, scenario: str, type_: str | None, task_id: str | None, after: int) -> None:
+@settings_options(*PLACES)
+def records(*, settings: Settings, scenario: str | None, type_: str | None, task_id: str | None, after: int) -> None:
     """Every record once, in the order stored, with exactly the fields that were sent."""
     run_async(_records(settings, one_scenario(scenario, settings), type_, task_id, after))
 
@@ -53,10 +54,10 @@ async def _records(settings: Settings, scenario: str, type_: str | None, task_id
 
 
 @export.command("episodes")
-@scenario_option
+@default_scenario_option
 @click.option("--learn-model", help="only episodes of this learn model")
-@settings_options(*PLACES, "scenarios")
-def episodes(*, settings: Settings, scenario: str, learn_model: str | None) -> None:
+@settings_options(*PLACES)
+def episodes(*, settings: Settings, scenario: str | None, learn_model: str | None) -> None:
     """Every episode with its verdict."""
     run_async(_episodes(settings, one_scenario(scenario, settings), learn_model))
 
@@ -69,20 +70,25 @@ async def _episodes(settings: Settings, scenario: str, learn_model: str | None) 
 
 
 @export.command("training-data")
-@scenario_option
+@default_scenario_option
 @click.option("--learn-model", help="only examples of this learn model; dpo gives preference pairs")
 @click.option("--min-score", type=float, help="only episodes with at least this score")
-@settings_options(*PLACES, "scenarios", "learn_models", "scenario_options", "terminal_actions", "system_events")
-def training_data(*, settings: Settings, scenario: str, learn_model: str | None, min_score: float | None) -> None:
+@settings_options(*PLACES, "learn_models", "scenario_options", "terminal_actions", "system_events")
+def training_data(
+    *, settings: Settings, scenario: str | None, learn_model: str | None, min_score: float | None
+) -> None:
     """Examples for fine-tuning: SFT lines {"messages": [...]}, DPO lines {"prompt", "chosen", "rejected"}."""
     run_async(_training_data(settings, one_scenario(scenario, settings), learn_model, min_score))
 
 
 async def _training_data(settings: Settings, scenario: str, learn_model: str | None, min_score: float | None) -> None:
-    models = [model for model in learn_models_of(settings, scenario) if learn_model in (None, model.name)]
-    if not models:
-        raise ConfigurationError(f"--learn-model: {learn_model!r} does not run on {scenario}; see SWARM_LEARN_MODELS")
     async with reading_store(settings) as store:
+        seen = actions_seen(await store.counts(scenario))
+        models = [model for model in learn_models_of(settings, scenario, seen) if learn_model in (None, model.name)]
+        if not models:
+            raise ConfigurationError(
+                f"--learn-model: {learn_model!r} does not run on {scenario}; see SWARM_LEARN_MODELS"
+            )
         export = TrainingDataExport(store, scenario, models=models, rules=rules_of(settings, scenario))
         async for line in export.lines(EpisodeFilter(min_score=min_score)):
             sys.stdout.buffer.write(line)

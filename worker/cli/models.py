@@ -6,12 +6,13 @@ import click
 
 from worker.cli.common import (
     PLACES,
+    any_scenario_option,
+    default_scenario_option,
     json_option,
     one_scenario,
     print_json,
     reading_store,
     run_async,
-    scenario_option,
     settings_options,
     table,
     when,
@@ -21,10 +22,10 @@ from worker.settings import Settings
 
 
 @click.group(invoke_without_command=True)
-@click.option("--scenario", help="only this scenario")
+@any_scenario_option
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @json_option
-@settings_options(*PLACES, "scenarios")
+@settings_options(*PLACES)
 @click.pass_context
 def models(context: click.Context, *, settings: Settings, scenario: str | None, limit: int, as_json: bool) -> None:
     """List models, newest first, with their aliases."""
@@ -82,17 +83,17 @@ async def _show(settings: Settings, model_id: str, as_json: bool) -> None:
 
 
 @models.command("history")
-@scenario_option
+@default_scenario_option
 @json_option
-@settings_options(*PLACES, "scenarios")
-def history(*, settings: Settings, scenario: str, as_json: bool) -> None:
+@settings_options(*PLACES)
+def history(*, settings: Settings, scenario: str | None, as_json: bool) -> None:
     """Show what was live when: the deployment log, newest first."""
-    run_async(_history(settings, scenario, as_json))
+    run_async(_history(settings, one_scenario(scenario, settings), as_json))
 
 
 async def _history(settings: Settings, scenario: str, as_json: bool) -> None:
     async with reading_store(settings) as store:
-        deployments = await store.deployments(one_scenario(scenario, settings))
+        deployments = await store.deployments(scenario)
     if as_json:
         print_json(deployments)
         return

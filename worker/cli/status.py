@@ -20,7 +20,7 @@ _TIMEOUT = 15.0
 @click.option("--worker", "worker_id", help="ask this worker")
 @click.option("--stored", is_flag=True, help="ask the store alone, no worker and no broker needed")
 @json_option
-@settings_options(*PLACES, "scenarios")
+@settings_options(*PLACES)
 def status(*, settings: Settings, worker_id: str | None, stored: bool, as_json: bool) -> None:
     """Show the statistics of each scenario, what is going on, and what the next training waits for."""
     report = run_async(_stored(settings) if stored else _ask(settings, worker_id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TypeAlias
 
 from worker.learning.counts import CountKey, Counts, Source
@@ -34,6 +34,16 @@ def best_source(counts: Counts) -> Source | None:
     if "log" in sources:
         return "log"
     return "stats" if "stats" in sources else None
+
+
+def actions_seen(counts: Counts, most: int = 100) -> list[str]:
+    """The names of the actions that were taken, in order of the alphabet; of more than `most` the most frequent."""
+    visits: Counter[str] = Counter()
+    for key, number in counts.items():
+        if key.measure == "action.visits":
+            visits[key.names[0]] += number
+    frequent = sorted(visits, key=lambda name: (-visits[name], name))[:most]
+    return sorted(frequent)
 
 
 def episodes_of(counts: Counts, source: Source) -> dict[str, int]:
