@@ -56,7 +56,7 @@ class Facts(Protocol):
     """Cheap numbers about a scenario, and what its trigger remembers."""
 
     async def scenarios(self) -> list[str]:
-        """Every scenario that anything is stored of."""
+        """Every scenario that anything is stored of, by name."""
         ...
 
     async def facts(self, scenario: str) -> ScenarioFacts:

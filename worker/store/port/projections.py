@@ -112,7 +112,7 @@ class Projections(Protocol):
         ...
 
     def episodes(self, scenario: str, where: EpisodeFilter) -> AsyncIterator[Episode]:
-        """Episodes of a scenario, in the order they were made or newest first."""
+        """Episodes of a scenario by the time they ended, oldest or newest first."""
         ...
 
     async def count_episodes(self, scenario: str, where: EpisodeFilter) -> int:
@@ -129,7 +129,7 @@ class Projections(Protocol):
         group_id: str | None = None,
         phase: str | None = None,
     ) -> list[Session]:
-        """Newest first."""
+        """Ended sessions, newest first by their own time."""
         ...
 
     async def counts(

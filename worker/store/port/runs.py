@@ -54,7 +54,7 @@ class RunLedger(Protocol):
         ...
 
     async def create_run(self, run: Run) -> Run:
-        """Store a queued run; where one with the same `run_id` is there already, that one comes back unchanged."""
+        """Store a queued run; one of the same `run_id`, or window and nonce, comes back unchanged instead."""
         ...
 
     async def start_run(self, run_id: str, *, owner: str, lease: str, epoch: int, now_ms: int) -> Run:
