@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from worker.cli.commands import train_now
 from worker.cli.describe import masked
+from worker.cli.run import run
 from worker.errors import ConfigurationError
 from worker.settings import Settings, load_settings, parse_duration, unknown_variables
 
@@ -101,6 +103,13 @@ def test_settings_per_scenario_are_json_wherever_they_come_from(monkeypatch: pyt
 def test_a_misspelt_variable_is_found_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWARM_TRIGER", "never")
     assert unknown_variables()["SWARM_TRIGER"] == "SWARM_TRIGGER"
+
+
+def test_no_secret_can_be_given_on_the_command_line() -> None:
+    """Everybody on the machine reads it there (`ps`), and the shell keeps it."""
+    flags = {option for command in (run, train_now) for one in command.params for option in one.opts}
+    assert "--amqp-url" in flags
+    assert not flags & {"--control-key", "--webhook-key", "--webhook-url"}
 
 
 @pytest.mark.parametrize("password", ["canary", "can@ary", "can/ary", "can?ary", "can[ary"])
