@@ -35,6 +35,8 @@ from worker.wire.commands import (
 
 #: Who holds the intake when an operator paused it.
 OPERATOR = "operator"
+#: How long a training by command waits for the projector, in s.
+_CATCH_UP_SECONDS = 30.0
 
 
 class CommandRefused(WorkerError):
@@ -99,8 +101,9 @@ class Operations:
             raise CommandRefused("this worker trains offline models only; leave out --kind or say --kind offline")
         if args.dry_run:
             return await self._dry_run(scenario)
-        # Episodes of what was stored until now belong into the training that was asked for now.
-        await self.projector.catch_up()
+        # Episodes of what was stored until now belong into the training that was asked for now; beside heavy ingest
+        # there is no end to them, and a training of most is better than none.
+        await self.projector.catch_up(within=_CATCH_UP_SECONDS)
         run = await self.runs.request(
             scenario,
             trigger={"kind": "command", "values": {"force": args.force}, "by": f"command {command_id}"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -129,25 +130,35 @@ class Projector:
                 await self._until_stored(stopping, idle_check)
                 await _sleep(stopping, GATHER_SECONDS)
 
-    async def catch_up(self) -> int:
-        """Project until nothing is pending, at full speed; the number of items. For rebuilds and tests."""
+    async def catch_up(self, *, within: float = math.inf) -> int:
+        """Project at full speed what is pending, for at most `within` seconds; the number of items.
+
+        It has caught up once a round finds less than it could take: beside ingest there is always something new.
+        """
+        end = self._clock.monotonic() + within
         total = 0
-        while done := await self.project_pending():
-            total += done
-        return total
+        while True:
+            async with self._turn:
+                limit = self._limit()
+                items = await self._round(limit)
+            total += len(items)
+            if sum(map(_size, items)) < limit or self._clock.monotonic() >= end:
+                return total
 
     async def project_pending(self) -> int:
         """One round; the number of items projected. Raises `StoreUnavailable` where the store is away."""
         async with self._turn:
-            return await self._round()
+            return len(await self._round(self._limit()))
 
-    async def _round(self) -> int:
-        limit = BUSY_ROUND_ACTIONS if self._busy() else ROUND_ACTIONS
+    def _limit(self) -> int:
+        return BUSY_ROUND_ACTIONS if self._busy() else ROUND_ACTIONS
+
+    async def _round(self, limit: int) -> list[Pending]:
         items = await self._store.pending(now_ms=self._clock.now_ms(), idle_ms=self._idle_ms, limit=limit)
         self.stats.rounds += 1
         self.stats.lag_ms = self._lag(items)
         if not items:
-            return 0
+            return []
         scenarios = {_scenario_of(item) for item in items}
         setup = {name: (self._rules_of(name), self._models_of(name)) for name in scenarios}
         outcomes = await asyncio.to_thread(
@@ -163,7 +174,7 @@ class Projector:
             projections = [await self._project_alone(projection) for projection in projections]
         for projection in projections:
             self._count(projection)
-        return len(items)
+        return items
 
     async def _project_alone(self, projection: Projection) -> Projection:
         """Store one projection; where the store refuses it, without its episodes, then without its counts too.
@@ -302,6 +313,11 @@ def _session_counts(item: PendingSession, rules: Rules) -> BucketedCounts:
 
 def _scenario_of(item: Pending) -> str:
     return item.task.scenario if isinstance(item, PendingTask) else item.scenario
+
+
+def _size(item: Pending) -> int:
+    """What it counts towards the limit of a round."""
+    return len(item.task.actions) if isinstance(item, PendingTask) else 1
 
 
 def _received_at(item: Pending) -> int | None:

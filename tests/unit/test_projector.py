@@ -81,6 +81,16 @@ class Shelf:
         return [episode.episode_id for projection in self.stored for episode in projection.episodes]
 
 
+class Endless(Shelf):
+    """Ingest goes on: what was taken off is there anew."""
+
+    async def project(self, projections: Sequence[Projection]) -> None:
+        """As ever, and then again."""
+        again = list(self.items)
+        await super().project(projections)
+        self.items = again
+
+
 def projector(shelf: Shelf, *, busy: bool = False, models: Sequence[LearnModel] = MODELS) -> Projector:
     return Projector(
         shelf,  # type: ignore[arg-type]  # a part of the role: what a projector needs of it
@@ -264,6 +274,15 @@ async def test_the_lag_is_the_age_of_the_newest_record_of_the_round() -> None:
     assert service.stats.lag_ms == 4000
     await service.project_pending()
     assert service.stats.lag_ms == 0
+
+
+async def test_catching_up_beside_ingest_that_never_rests_comes_to_an_end() -> None:
+    """Of a shelf that is filled again and again nobody sees the bottom: what was there has to do, and time ends."""
+    shelf = Endless(task("t0"))
+    assert await projector(shelf).catch_up() == 1
+    assert shelf.items
+    crowded = Endless(*(task(f"t{number}") for number in range(4_000)))
+    assert await projector(crowded).catch_up(within=0) == 4_000
 
 
 def test_a_difference_holds_only_what_changed() -> None:
