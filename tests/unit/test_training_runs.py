@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -337,6 +339,30 @@ async def test_progress_reaches_the_row_and_status(tmp_path: Path) -> None:
             current = world.runs.current("S")
             assert current is not None
             assert (current.progress, current.text) == (0.4, "busy")
+
+
+async def test_progress_that_was_not_written_before_the_end_does_not_lose_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written after it, it took the ended run for one that another worker owns, and the model was never applied."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="auto")
+        tidy_up = shutil.rmtree
+
+        def slowly(path: Path, *, ignore_errors: bool) -> None:
+            current = world.runs.current("S")
+            assert current is not None
+            current.text = f"at {path}"  # as by a child whose last word came between two looks
+            time.sleep(10 * TIMING.progress)
+            tidy_up(path, ignore_errors=ignore_errors)
+
+        monkeypatch.setattr("worker.training.execution.shutil.rmtree", slowly)
+        await world.feed(60)
+        async with world.running():
+            run = await world.runs.request("S", trigger={"kind": "count", "values": {}, "by": "trigger"})
+            assert (await ended(world, run.run_id)).state == "trained"
+            assert (world.runs.stats.lost, world.runs.stats.trained) == (0, 1)
+            assert (await store.aliases("S")).get("champion") is not None
 
 
 def test_timing_outlives_two_missed_renewals() -> None:

@@ -89,6 +89,7 @@ class Execution:
         self._epoch = epoch
         self.current = Current(run)
         self._model: Model | None = None
+        self._ending_now = False
 
     @property
     def model(self) -> Model | None:
@@ -120,6 +121,9 @@ class Execution:
 
     async def _work(self, run: Run) -> Run:
         ending = await self._ending(run)
+        # The end says the last of progress. Written after it, progress would find the run ended and take that for a
+        # lost lease, and a model that is registered would never be applied.
+        self._ending_now = True
         await _to_the_end(self._commit(ending))
         await asyncio.to_thread(shutil.rmtree, self._run_dir(run), ignore_errors=True)
         self._model = ending.model
@@ -268,7 +272,7 @@ class Execution:
                     renew_at = clock.monotonic() + timing.renew
                     held_until = clock.monotonic() + timing.lease_ttl
                 now = (self.current.progress, self.current.text)
-                if now != written:
+                if now != written and not self._ending_now:
                     await tools.store.progress_run(self.current.run.run_id, self._epoch, *now)
                     written = now
             except StoreUnavailable as error:
