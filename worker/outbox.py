@@ -16,10 +16,10 @@ from worker.clock import Clock
 from worker.errors import PublishFailed, StoreError
 from worker.store.port import Outbox, OutboxEvent
 from worker.wire.events import CONTENT_TYPE
+from worker.wire.names import LEARNING_EXCHANGE
 
 log = structlog.get_logger(__name__)
 
-EXCHANGE = "swarm.learning"
 #: Events read at a time.
 _PAGE = 100
 #: The relay also looks by itself this often (seconds): the command line may have stored an event.
@@ -44,7 +44,7 @@ class OutboxStats:
 def message_of(event: OutboxEvent) -> OutgoingMessage:
     """The event as a message. The CC header makes a binding to the bare event name work, beside one per scenario."""
     return OutgoingMessage(
-        exchange=EXCHANGE,
+        exchange=LEARNING_EXCHANGE,
         routing_key=event.routing_key,
         body=event.body,
         message_id=event.event_id,

@@ -13,7 +13,7 @@ import pytest
 from msgspec import Raw
 
 from worker.client.following import EventFollower, LiveModel
-from worker.client.models import CurrentModel, ModelFile, ServedDocument
+from worker.client.models import CurrentModel, ModelFile
 from worker.errors import ConfigurationError
 from worker.learning import offline_model
 from worker.learning.action_order import LearnedActionOrder
@@ -25,7 +25,6 @@ from worker.learning.offline_model import (
     TransitionStatistic,
 )
 from worker.models.applicators.files import FilesApplicator
-from worker.models.applicators.port import ServedModel
 from worker.store.port import Model
 from worker.wire.events import (
     Applied,
@@ -93,7 +92,6 @@ async def test_the_file_that_the_worker_writes_is_the_current_model(tmp_path: Pa
     assert current is not None
     assert (current.scenario, current.model_id, current.version) == ("S", "m1", 1)
     assert current.model == learnt("v1")
-    assert set(ServedDocument.__struct_fields__) <= set(ServedModel.__struct_fields__)
 
 
 async def test_the_file_is_read_again_only_when_it_was_replaced(tmp_path: Path) -> None:

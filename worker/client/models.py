@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-from msgspec import Raw, Struct
 
 from worker.errors import ConfigurationError
 from worker.learning import offline_model
@@ -21,17 +20,7 @@ from worker.learning.advice import Advice
 from worker.learning.offline_model import ModelUnreadable, OfflineModel, RecommendedPath
 from worker.learning.rates import UNVISITED_RATE
 from worker.wire.names import is_slug
-
-
-class ServedDocument(Struct, frozen=True, kw_only=True):
-    """What the worker serves: a model and where it comes from. Fields of newer workers are ignored."""
-
-    scenario: str
-    model_id: str
-    model_version: int
-    kind: str
-    sha256: str  # of the bytes of `model`
-    model: Raw
+from worker.wire.served import ServedModel
 
 
 class CurrentModel:
@@ -108,7 +97,7 @@ class ModelFile:
 
     def _read(self, text: bytes) -> CurrentModel:
         try:
-            served = msgspec.json.decode(text, type=ServedDocument)
+            served = msgspec.json.decode(text, type=ServedModel)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelUnreadable(f"{self.path} holds no model: {error}; apply a version again") from error
         return load_model(

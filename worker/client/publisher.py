@@ -32,14 +32,13 @@ from worker.client.learning_events import LearnStatsSnapshot, Statistics
 from worker.client.spool import BatchKey, Spool
 from worker.clock import Clock, SystemClock
 from worker.errors import ConfigurationError, InvalidRecord, PublishFailed, StoreUnavailable
-from worker.wire.names import is_slug
+from worker.wire.names import RECORDS_EXCHANGE, is_slug
 from worker.wire.records import Outcome, Record
 
 log = structlog.get_logger(__name__)
 
 _Result = TypeVar("_Result")
 
-EXCHANGE = "swarm.records"
 #: Bytes of a batch beyond which no further record is added: far below the wire's 8 MB, easy on everybody's memory.
 _BATCH_BYTES = 1_000_000
 _BUFFER_BYTES = 16_000_000
@@ -300,7 +299,7 @@ class RecordPublisher:
     async def _send(self, key: BatchKey, body: bytes) -> None:
         """Until it is confirmed: a broker that is away or refuses more is waited for, at most as long as we live."""
         message = OutgoingMessage(
-            exchange=EXCHANGE,
+            exchange=RECORDS_EXCHANGE,
             routing_key=self.scenario,
             body=body,
             message_id=f"{self.producer_id}:{key.epoch}:{key.seq}",

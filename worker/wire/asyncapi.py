@@ -6,6 +6,7 @@ from typing import Any
 
 from worker.wire.commands import COMMANDS
 from worker.wire.events import CONTENT_TYPE, EVENTS
+from worker.wire.names import CONTROL_EXCHANGE, LEARNING_EXCHANGE, RECORDS_EXCHANGE
 from worker.wire.signing import KEY_HEADER, SIGNATURE_HEADER
 
 Tree = dict[str, Any]
@@ -43,7 +44,7 @@ def asyncapi_document() -> Tree:
 
 def _records_channel() -> Tree:
     return _channel(
-        "swarm.records",
+        RECORDS_EXCHANGE,
         "{scenario}",
         ["recordsBatch"],
         "Batches of records. The keys <scenario>.# and swarm.records.<scenario> lead to the same queue.",
@@ -53,7 +54,7 @@ def _records_channel() -> Tree:
 
 def _event_channel(type_: str) -> Tree:
     return _channel(
-        "swarm.learning",
+        LEARNING_EXCHANGE,
         f"{type_}.{{scenario}}",
         [_name(type_)],
         f"Bind {type_} for all scenarios, {type_}.<scenario> for one, learning.# for every event.",
@@ -63,7 +64,7 @@ def _event_channel(type_: str) -> Tree:
 
 def _control_channels() -> Tree:
     broadcasts, jobs = _commands("broadcast"), _commands("job")
-    control = "swarm.control"
+    control = CONTROL_EXCHANGE
     return {
         "controlAll": _channel(control, "all", broadcasts, "Commands to every worker."),
         "controlScenario": _channel(

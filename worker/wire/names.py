@@ -1,9 +1,14 @@
-"""Names that may become part of a queue, a routing key or a path: slugs."""
+"""Names: of the exchanges, and those that may become part of a queue, a routing key or a path: slugs."""
 
 from __future__ import annotations
 
 import re
 from typing import TypeGuard
+
+RECORDS_EXCHANGE = "swarm.records"
+DEAD_EXCHANGE = "swarm.dead"
+LEARNING_EXCHANGE = "swarm.learning"
+CONTROL_EXCHANGE = "swarm.control"
 
 #: Scenario, producer and worker names. Always used with `fullmatch`: `$` would let a trailing newline through.
 SLUG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")

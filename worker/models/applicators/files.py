@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 
 from worker.errors import ApplyFailed
-from worker.models.applicators.port import ServedModel, served_document
+from worker.models.applicators.port import served_document
 from worker.models.durable import make_private_directory, read_file, replace_file, sync_directory
 from worker.models.files import MODEL_LIMIT
 from worker.store.port import Model
 from worker.wire.names import is_slug
+from worker.wire.served import ServedModel
 
 #: The model file's own limit and the few fields around it.
 _DOCUMENT_LIMIT = MODEL_LIMIT + 100_000

@@ -5,26 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from worker.store.port import Model
-
-
-class ServedModel(Struct, frozen=True, kw_only=True):
-    """The document that users of a model get, as a file or over HTTP.
-
-    `model` holds the bytes of model.json unchanged, so whoever has the document can hash them and compare `sha256`.
-    """
-
-    format: int = 1
-    scenario: str
-    model_id: str
-    model_version: int
-    kind: str
-    run_id: str
-    created_at_ms: int
-    sha256: str
-    model: Raw
+from worker.wire.served import ServedModel
 
 
 def served_document(model: Model, content: bytes) -> bytes:

@@ -1,0 +1,22 @@
+"""The document in which users of a model get it: as a file, or over HTTP."""
+
+from __future__ import annotations
+
+from msgspec import Raw, Struct
+
+
+class ServedModel(Struct, frozen=True, kw_only=True):
+    """A model and where it comes from. Fields of newer workers are ignored.
+
+    `model` holds the bytes of model.json unchanged, so whoever has the document can hash them and compare `sha256`.
+    """
+
+    format: int = 1
+    scenario: str
+    model_id: str
+    model_version: int
+    kind: str
+    run_id: str
+    created_at_ms: int
+    sha256: str
+    model: Raw
