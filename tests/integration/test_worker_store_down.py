@@ -1,0 +1,81 @@
+"""A store that takes no writes for a while: the worker says so, holds what it has, and goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.integration.foreign_node import body, depth, ears_at, episode, line, node_at
+from tests.integration.worker_process import NewWorker, WorkerProcess, until
+
+pytestmark = pytest.mark.rabbitmq
+
+_LOCKER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_by_another(worker: WorkerProcess) -> Iterator[None]:
+    """Another process holds the store's write lock."""
+    command = [sys.executable, "-c", _LOCKER, str(worker.data_dir / "swarm.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as locker:
+        assert locker.stdin is not None
+        assert locker.stdout is not None
+        assert locker.stdout.readline() == b"locked\n"
+        yield
+        locker.stdin.close()
+        assert locker.wait(timeout=10) == 0
+
+
+async def test_a_locked_store_loses_nothing_and_the_worker_resumes_by_itself(
+    new_worker: NewWorker, amqp_url: str, scenario: str
+) -> None:
+    """Consumption pauses, /ready is red with the reason, what the worker was told meanwhile is done in the end."""
+    worker = new_worker(scenario, trigger="count(400)")
+    await worker.start()
+    sent: list[bytes] = []
+    async with node_at(amqp_url) as node, ears_at(amqp_url, f"learning.trained.{scenario}") as ears:
+
+        async def publish(tasks: range) -> None:
+            for task in tasks:
+                records = episode(task, success=True)
+                sent.extend(map(line, records))
+                await node.publish(scenario, body(records, producer_id="n", batch_seq=task))
+
+        await publish(range(50))
+        await until(worker.scenario_status, lambda s: s["records_received"] > 0)
+        with locked_by_another(worker):
+            flowing = asyncio.create_task(publish(range(50, 400)))
+            problems = await until(worker.problems, within=15)
+            assert problems is not None
+            assert all("SQLITE_BUSY" in problem for problem in problems)
+            assert any(problem.startswith("store: ") for problem in problems)
+            await until(worker.scenario_status, lambda s: s["held_because"] and not s["consumer_up"], within=15)
+            await flowing
+            # What is in hand is held, the rest waits at the broker; reading goes on.
+            assert await depth(node, f"swarm.records.{scenario}") > 0
+            stored = len(await worker.exported())
+            assert stored < len(sent)
+            pausing = asyncio.create_task(worker.tell("pause", "--scenario", scenario, "--what", "training"))
+        unlocked = time.monotonic()
+        await until(worker.scenario_status, lambda s: s["records_received"] == len(sent), within=25)
+        await worker.wait_ready()
+        assert time.monotonic() - unlocked < 20
+        assert (await pausing)["status"] == "done"
+        await worker.tell("resume", "--scenario", scenario, "--what", "training")
+        await ears.wait_for("learning.trained", scenario)
+        assert await depth(node, f"swarm.records.{scenario}") == 0
+    assert sorted(await worker.exported()) == sorted(sent)
+    assert [entry["event"] for entry in worker.log()].count("store_up") >= 1
+    assert await worker.stop() == 0
