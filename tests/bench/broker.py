@@ -13,8 +13,9 @@ from aiormq import spec
 from aiormq.channel import Channel
 
 from worker.broker.session import Session
-from worker.broker.topology import RECORDS_EXCHANGE, ensure_topology, records_queue, scenario_objects, shared_objects
+from worker.broker.topology import ensure_topology, records_queue, scenario_objects, shared_objects
 from worker.broker.url import parse_amqp_url
+from worker.wire.names import RECORDS_EXCHANGE
 
 #: Messages on their way to the broker at once.
 _IN_FLIGHT = 256

@@ -14,9 +14,10 @@ from worker.broker.inbound import RabbitMessage
 from worker.broker.port import OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
-from worker.broker.topology import CONTROL_EXCHANGE, ensure_topology, reply_queue, temporary_queue
+from worker.broker.topology import ensure_topology, reply_queue, temporary_queue
 from worker.errors import BrokerRefused, NoAnswer, NotFound, PublishFailed
 from worker.wire.commands import Reply, decode_reply
+from worker.wire.names import CONTROL_EXCHANGE
 
 log = structlog.get_logger(__name__)
 

@@ -11,8 +11,6 @@ from worker.broker.consumer import Consumer, Link
 from worker.broker.inbound import RabbitMessage
 from worker.broker.session import Session
 from worker.broker.topology import (
-    DEAD_EXCHANGE,
-    LEARNING_EXCHANGE,
     Exchange,
     Queue,
     TopologyMode,
@@ -20,6 +18,7 @@ from worker.broker.topology import (
     service_objects,
     temporary_queue,
 )
+from worker.wire.names import DEAD_EXCHANGE, LEARNING_EXCHANGE
 
 _PREFETCH = 50
 _EXPIRES_MS = 5 * 60 * 1000

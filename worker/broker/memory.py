@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from worker.broker.control import MAX_REPLY
 from worker.broker.port import ControlMessage, Delivery, OutgoingMessage
 from worker.broker.topology import (
-    CONTROL_EXCHANGE,
-    LEARNING_EXCHANGE,
     LEARNING_JOURNAL,
     Queue,
     records_queue,
@@ -22,6 +20,7 @@ from worker.broker.topology import (
 )
 from worker.errors import PublishFailed
 from worker.wire.commands import is_allowed_reply_to
+from worker.wire.names import CONTROL_EXCHANGE, LEARNING_EXCHANGE
 
 
 @dataclass(slots=True)

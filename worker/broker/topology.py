@@ -20,16 +20,13 @@ from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelNotFoundEn
 from worker.broker.faults import describe
 from worker.broker.session import Session
 from worker.errors import BrokerRefused
+from worker.wire.names import CONTROL_EXCHANGE, DEAD_EXCHANGE, LEARNING_EXCHANGE, RECORDS_EXCHANGE
 
 log = structlog.get_logger(__name__)
 
 TopologyMode = Literal["auto", "passive"]
 
-RECORDS_EXCHANGE = "swarm.records"
-DEAD_EXCHANGE = "swarm.dead"
-LEARNING_EXCHANGE = "swarm.learning"
-LEARNING_JOURNAL = "swarm.learning.journal"
-CONTROL_EXCHANGE = "swarm.control"
+LEARNING_JOURNAL = f"{LEARNING_EXCHANGE}.journal"
 
 #: A last resort against messages that kill the worker; poison is handled by the worker itself.
 DELIVERY_LIMIT = 50
