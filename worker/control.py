@@ -14,15 +14,25 @@ from typing import Any, Literal
 
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from worker.broker.control import CommandSource
 from worker.broker.port import ControlMessage
 from worker.clock import Clock
-from worker.errors import StoreError, StoreUnavailable, WorkerError
+from worker.errors import DataRefused, StoreError, StoreUnavailable, WorkerError
 from worker.operations import CommandFailed, CommandRefused
 from worker.store.port import CommandLedger, StoredCommand
-from worker.wire.commands import COMMANDS, Command, Reply, Status, check_delivery, decode_command, encode_reply
+from worker.wire.commands import (
+    COMMANDS,
+    Command,
+    Reply,
+    Status,
+    as_addressed,
+    check_delivery,
+    decode_command,
+    encode_reply,
+)
 from worker.wire.reasons import Reason, Rejection
 from worker.wire.signing import verify
 
@@ -31,6 +41,21 @@ log = structlog.get_logger(__name__)
 FinalStatus = Literal["done", "refused", "failed"]
 #: Done again after a crash, these give the same result: a run is found by its command's id, the rest settle.
 _REPEATABLE = frozenset({"train-now", "apply", "rebuild", "replay-quarantine", "pause", "resume"})
+
+#: How long a command waits for a store that is away, in s: as long as records do. Then the worker ends, and the broker
+#: hands the command to whoever is started next; kept unacknowledged by a worker that lives, it would be lost.
+_PATIENCE = 600.0
+#: How long the end of a command waits, in s; somebody waits for the answer.
+_END_PATIENCE = 30.0
+
+
+def _while_store_is_away(seconds: float) -> AsyncRetrying:
+    return AsyncRetrying(
+        stop=stop_after_delay(seconds),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        retry=retry_if_exception_type(StoreUnavailable),
+        reraise=True,
+    )
 
 
 @dataclass(slots=True)
@@ -88,18 +113,17 @@ class Control:
         self._keys = keys
         self._waiting: defaultdict[str, list[ControlMessage]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._to_store: asyncio.Queue[tuple[Command, ControlMessage]] = asyncio.Queue()
         self.stats = ControlStats()
 
     async def run(self) -> None:
-        """Take commands until cancelled."""
+        """Take commands until cancelled. Raises `StoreError` where the store did not take a command in `_PATIENCE`."""
         await self._resume()
-        while True:
-            message = await self._source.inbox.get()
-            try:
-                await self._take(message)
-            except StoreError as error:
-                # Not acknowledged: the broker keeps it, and hands it out again when this channel is gone.
-                log.error("command_not_stored", message_id=message.message_id, error=str(error))  # noqa: TRY400 - no trace
+        async with asyncio.TaskGroup() as group:
+            # Beside this loop: while the store is away, `status` is answered all the same.
+            group.create_task(self._accept_in_turn(), name="commands to store")
+            while True:
+                await self._take(await self._source.inbox.get())
 
     async def settle(self, seconds: float) -> None:
         """Wait for commands that are being carried out, at most so long."""
@@ -114,16 +138,30 @@ class Control:
         rejection = self._check(command, message)
         if rejection is not None:
             await self._refuse(message, command.command_id, rejection)
-            return
-        if isinstance(command.args, Status):
+        elif isinstance(command.args, Status):
             # Changes nothing, and its answer is always of now: nothing to store.
             await message.ack()
             self._start(self._answer_status(command, message))
-            return
+        else:
+            self._to_store.put_nowait((as_addressed(command, message.routing_key), message))
+
+    async def _accept_in_turn(self) -> None:
+        """Store, acknowledge, begin, one after the other: what came first is stored and begun first."""
+        while True:
+            command, message = await self._to_store.get()
+            try:
+                await self._begin(command, message)
+            except DataRefused as error:
+                await self._refuse(message, command.command_id, Rejection(Reason.STORE_REFUSED, str(error)))
+
+    async def _begin(self, command: Command, message: ControlMessage) -> None:
         # Each worker has its own copy of a broadcast command, and its own answer.
         broadcast = COMMANDS[command.command].road == "broadcast"
         ledger_id = f"{command.command_id}@{self._worker_id}" if broadcast else command.command_id
         known = await self._accept(command, ledger_id, message)
+        if isinstance(known, Rejection):
+            await self._refuse(message, command.command_id, known)
+            return
         if known is not None and known.status == "accepted":
             # Before anything that waits: it may end meanwhile.
             self._waiting[ledger_id].append(message)
@@ -157,7 +195,10 @@ class Control:
             return Rejection(Reason.WRONG_ROUTE, "$.scenario: this worker does not serve it")
         return rejection
 
-    async def _accept(self, command: Command, ledger_id: str, message: ControlMessage) -> StoredCommand | None:
+    async def _accept(
+        self, command: Command, ledger_id: str, message: ControlMessage
+    ) -> StoredCommand | Rejection | None:
+        """Store it, as soon as the store takes it; its time may be over by then."""
         stored = StoredCommand(
             command_id=ledger_id,
             command=command.command,
@@ -167,13 +208,12 @@ class Control:
             reply_to=message.reply_to,
             correlation_id=message.correlation_id,
         )
-        attempts = AsyncRetrying(
-            stop=stop_after_delay(30),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
-            retry=retry_if_exception_type(StoreUnavailable),
-            reraise=True,
-        )
-        return await attempts(self._ledger.accept_command, stored)
+
+        async def attempt() -> StoredCommand | Rejection | None:
+            late = check_delivery(command, routing_key=message.routing_key, now_ms=self._clock.now_ms())
+            return late or await self._ledger.accept_command(stored)
+
+        return await _while_store_is_away(_PATIENCE)(attempt)
 
     async def _execute(self, command: Command, ledger_id: str) -> None:
         status: FinalStatus = "done"
@@ -196,8 +236,13 @@ class Control:
         self, command: Command, ledger_id: str, status: FinalStatus, result: dict[str, Any], error: str | None
     ) -> None:
         try:
-            await self._ledger.finish_command(
-                ledger_id, status=status, result=result, error=error, now_ms=self._clock.now_ms()
+            await _while_store_is_away(_END_PATIENCE)(
+                self._ledger.finish_command,
+                ledger_id,
+                status=status,
+                result=result,
+                error=error,
+                now_ms=self._clock.now_ms(),
             )
         except StoreError as failed:
             # The next start finds it unfinished and carries it on; whoever waits is told now all the same.
@@ -221,10 +266,12 @@ class Control:
     async def _resume(self) -> None:
         """Carry on what an earlier life of this worker had accepted and not ended."""
         for stored in await self._ledger.unfinished_commands():
-            command = decode_command(stored.body)
+            decoded = decode_command(stored.body)
             ours = stored.scenario is None or stored.scenario in self._scenarios
-            if isinstance(command, Rejection) or not ours:
+            if isinstance(decoded, Rejection) or not ours:
                 continue
+            # The row knows the scenario it was addressed to, where the body names none.
+            command = replace(decoded, scenario=stored.scenario)
             address = _Address(stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, {})
             self._waiting[stored.command_id].append(address)
             if command.command in _REPEATABLE:

@@ -20,6 +20,7 @@ from worker.wire.commands import (
     Reply,
     Shutdown,
     TrainNow,
+    as_addressed,
     check_delivery,
     decode_command,
     decode_reply,
@@ -141,6 +142,9 @@ def test_each_command_has_its_road() -> None:
         ({}, "all", Reason.WRONG_ROUTE),
         ({"command": "shutdown"}, "all", None),
         ({"command": "shutdown"}, "worker.w1", None),
+        ({"command": "pause", "scenario": "S"}, "scenario.S", None),
+        ({"command": "pause", "scenario": None}, "scenario.S", None),
+        ({"command": "pause", "scenario": "S"}, "scenario.T", Reason.WRONG_ROUTE),
         ({"command": "shutdown"}, "job.S", Reason.WRONG_ROUTE),
         ({"command": "shutdown"}, "swarm.control.w.w1.b1", Reason.WRONG_ROUTE),
         ({"expires_at_ms": NOW + 1}, "job.S", None),
@@ -155,6 +159,15 @@ def test_a_command_is_obeyed_only_on_its_road_and_in_its_time(
     assert isinstance(command, Command)
     verdict = check_delivery(command, routing_key=routing_key, now_ms=NOW)
     assert (verdict.reason if verdict else None) == reason
+
+
+def test_a_command_to_a_scenario_means_that_scenario() -> None:
+    """Or leave to write to `scenario.T` would be leave to pause every scenario that T's workers serve."""
+    command = decode(command="pause", scenario=None)
+    assert isinstance(command, Command)
+    assert as_addressed(command, "scenario.T").scenario == "T"
+    assert as_addressed(command, "all").scenario is None
+    assert as_addressed(command, "worker.w1").scenario is None
 
 
 def test_a_reply_reads_back() -> None:

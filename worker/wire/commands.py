@@ -15,6 +15,8 @@ from worker.wire.records import SCHEMA_VERSION, Count, Key, Milliseconds, Slug64
 #: Bytes of a command, which is a few hundred.
 MAX_COMMAND = 64 * 1024
 #: A free `reply_to` would let anybody write into any queue through us.
+#: Where a routing key of this form leads: the workers of a scenario.
+_TO_SCENARIO = "scenario."
 _REPLY_TO = re.compile(r"amq\.rabbitmq\.reply-to\.[\x21-\x7e]{1,200}|swarm\.reply\.[a-z0-9-]{1,64}")
 
 
@@ -178,12 +180,21 @@ def check_delivery(command: Command, *, routing_key: str, now_ms: int) -> Reject
     if COMMANDS[command.command].road == "job":
         on_its_road = routing_key == f"job.{command.scenario}"
     else:
-        on_its_road = routing_key == "all" or routing_key.startswith(("scenario.", "worker."))
+        # Whoever may write to one scenario's workers must not command another scenario through them.
+        to_scenario = routing_key.startswith(_TO_SCENARIO) and command.scenario in (None, _scenario_in(routing_key))
+        on_its_road = routing_key == "all" or routing_key.startswith("worker.") or to_scenario
     if not on_its_road:
         return Rejection(Reason.WRONG_ROUTE, "$: the routing key is not this command's")
     if command.expires_at_ms and now_ms >= command.expires_at_ms:
         return Rejection(Reason.EXPIRED, "$.expires_at_ms: the command's time is over")
     return None
+
+
+def as_addressed(command: Command, routing_key: str) -> Command:
+    """The command as its road narrows it: sent to a scenario's workers without naming one, it means that scenario."""
+    if command.scenario is None and routing_key.startswith(_TO_SCENARIO):
+        return msgspec.structs.replace(command, scenario=_scenario_in(routing_key))
+    return command
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -202,6 +213,10 @@ def decode_reply(body: bytes) -> Reply:
 def is_allowed_reply_to(reply_to: str | None) -> bool:
     """Whether an answer may be sent there: the broker's direct reply-to, or `swarm.reply.<name>`."""
     return reply_to is not None and _REPLY_TO.fullmatch(reply_to) is not None
+
+
+def _scenario_in(routing_key: str) -> str:
+    return routing_key.removeprefix(_TO_SCENARIO)
 
 
 def _read_command(body: bytes) -> Command:

@@ -1,0 +1,177 @@
+"""Commands while the store is away, and commands to one scenario's workers; the broker and the store are in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from worker.broker.memory import MemoryBroker, MemoryControl
+from worker.broker.port import OutgoingMessage
+from worker.broker.topology import temporary_queue
+from worker.clock import ManualClock
+from worker.control import Control
+from worker.errors import DataRefused, StoreError, StoreUnavailable
+from worker.store.memory import MemoryStore
+from worker.store.port import StoredCommand
+from worker.wire.commands import Command
+from worker.wire.names import CONTROL_EXCHANGE
+
+REPLIES = "swarm.reply.test"
+
+
+class UnsteadyStore(MemoryStore):
+    """Takes no commands, and no ends of commands, while `away` is set."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.away: StoreError | None = None
+        self.asked = asyncio.Event()
+
+    async def accept_command(self, command: StoredCommand) -> StoredCommand | None:
+        self.asked.set()
+        if self.away is not None:
+            raise self.away
+        return await super().accept_command(command)
+
+    async def finish_command(self, *args: Any, **kwargs: Any) -> StoredCommand:
+        self.asked.set()
+        if self.away is not None:
+            raise self.away
+        return await super().finish_command(*args, **kwargs)
+
+
+class World:
+    """A worker's control for the scenarios S and T, and somebody who sends it commands."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.broker = MemoryBroker()
+        self.store = UnsteadyStore(self.clock)
+        self.done: list[Command] = []
+        #: Whether the store goes away with each command that is carried out.
+        self.leave_when_done = False
+        self.source = MemoryControl(self.broker, worker_id="w1", boot_id="b1", scenarios=["S", "T"])
+        self.replies = self.broker.declare(temporary_queue(REPLIES))
+        self.control = Control(
+            self.source, self.store, self.clock, self._carry_out,
+            worker_id="w1", scenarios=frozenset({"S", "T"}), keys={},
+        )  # fmt: skip
+
+    async def _carry_out(self, command: Command) -> dict[str, Any]:
+        self.done.append(command)
+        if self.leave_when_done:
+            self.store.away = StoreUnavailable("locked")
+        return {}
+
+    def send(self, command: str, key: str, command_id: str, **fields: Any) -> None:
+        body = {"schema_version": 1, "command": command, "command_id": command_id, **fields}
+        self.broker.send(
+            OutgoingMessage(
+                exchange=CONTROL_EXCHANGE, routing_key=key, body=json.dumps(body).encode(), message_id=command_id,
+                reply_to=REPLIES,
+            )
+        )  # fmt: skip
+
+    async def answers(self, command_id: str, status: str) -> dict[str, Any]:
+        """The reply of this status, as soon as it is there."""
+        async with asyncio.timeout(10):
+            while True:
+                for held in self.replies.ready:
+                    reply: dict[str, Any] = json.loads(held.message.body)
+                    if (reply["command_id"], reply["status"]) == (command_id, status):
+                        return reply
+                await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        await self.store.open()
+        await self.source.start()
+        task = asyncio.create_task(self.control.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled(), "it must not end by itself"
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_commands_wait_for_a_store_that_is_away_and_are_obeyed_in_their_order(world: World) -> None:
+    """Once it gave up after half a minute: the command stayed unacknowledged with a worker that never looked again."""
+    world.store.away = StoreUnavailable("locked")
+    async with world.running():
+        world.send("pause", "all", "first")
+        await world.store.asked.wait()
+        world.send("train-now", "job.S", "second", scenario="S")
+        world.send("status", "all", "now")
+        assert (await world.answers("now", "done"))["error"] is None, "status needs no store"
+        assert [command.command_id for command in world.done] == ["now"]
+
+        world.store.away = None
+        await world.answers("second", "done")
+        assert [command.command_id for command in world.done] == ["now", "first", "second"]
+    assert not world.source.outstanding, "acknowledged"
+
+
+async def test_a_command_whose_time_is_over_when_the_store_is_back_is_refused(world: World) -> None:
+    world.store.away = StoreUnavailable("locked")
+    async with world.running():
+        world.send("pause", "all", "late", expires_at_ms=world.clock.now_ms() + 1_000)
+        await world.store.asked.wait()
+        world.clock.advance(2)
+        world.store.away = None
+        assert (await world.answers("late", "refused"))["result"] == {"reason": "expired"}
+    assert not world.done
+
+
+async def test_a_command_that_the_store_refuses_is_refused_and_the_next_is_obeyed(world: World) -> None:
+    world.store.away = DataRefused("no such thing")
+    async with world.running():
+        world.send("pause", "all", "odd")
+        assert (await world.answers("odd", "refused"))["result"] == {"reason": "store_refused"}
+        world.store.away = None
+        world.send("pause", "all", "good")
+        await world.answers("good", "done")
+
+
+async def test_the_end_of_a_command_is_stored_when_the_store_is_back(world: World) -> None:
+    """Left open in the ledger, a pause would be carried out again at the next start, after the resume that undid it."""
+    async with world.running():
+        world.leave_when_done = True
+        world.send("pause", "all", "c")
+        await world.answers("c", "accepted")
+        world.store.asked.clear()
+        await world.store.asked.wait()
+        assert world.done, "the question was about its end"
+        world.store.away = None
+        await world.answers("c", "done")
+    assert await world.store.unfinished_commands() == []
+
+
+async def test_a_pause_sent_to_one_scenarios_workers_pauses_no_other(world: World) -> None:
+    """Also after a restart, when only the row knows where it was sent."""
+    async with world.running():
+        world.send("pause", "scenario.S", "wide")
+        world.send("pause", "scenario.S", "other", scenario="T")
+        await world.answers("wide", "done")
+        assert (await world.answers("other", "refused"))["result"] == {"reason": "wrong_route"}
+    assert [command.scenario for command in world.done] == ["S"]
+
+    row = StoredCommand(
+        command_id="left", command="pause", scenario="S", received_at_ms=0,
+        body=b'{"schema_version": 1, "command": "pause", "command_id": "left"}',
+    )  # fmt: skip
+    await world.store.accept_command(row)
+    async with world.running():
+        world.send("pause", "all", "after")
+        await world.answers("after", "done")
+    assert [(command.command_id, command.scenario) for command in world.done[1:]] == [("left", "S"), ("after", None)]
