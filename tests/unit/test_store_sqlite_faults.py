@@ -57,6 +57,40 @@ async def test_a_damaged_page_is_found_at_the_start(path: Path) -> None:
     await again.close()
 
 
+@pytest.mark.parametrize("name", ["swarm.db", "swarm.db-wal"])
+async def test_a_file_that_is_gone_takes_no_more_commits(store: SqliteStore, path: Path, name: str) -> None:
+    """SQLite would go on writing where nobody looks again; put back, the store goes on."""
+    await put(store, 1)
+    file, aside = path.with_name(name), path.with_name("aside")
+    file.rename(aside)
+    with pytest.raises(StoreUnavailable, match="moved, replaced or removed"):
+        await put(store, 2)
+    aside.rename(file)
+    await put(store, 3)
+    assert await records(store) == 2
+
+
+async def test_a_file_in_the_place_of_the_store_is_not_written_to(store: SqliteStore, path: Path) -> None:
+    """Nor is the old one any more: a backup that was put there under a running worker."""
+    await put(store, 1)
+    damage(path.with_name("aside"), lambda content: content.extend(b"a backup"))
+    path.with_name("aside").rename(path)
+    with pytest.raises(StoreUnavailable, match="restart the worker"):
+        await put(store, 2)
+
+
+async def test_a_store_that_lost_its_log_saves_all_of_it_when_it_is_closed(store: SqliteStore, path: Path) -> None:
+    await put(store, 1)
+    path.with_name("swarm.db-wal").unlink()
+    with pytest.raises(StoreUnavailable, match="SIGTERM"):
+        await put(store, 2)
+    await store.close()
+    again = store_at(path)
+    await again.open()
+    assert await records(again) == 1
+    await again.close()
+
+
 async def test_a_full_store_keeps_what_it_has_and_goes_on_when_there_is_room(store: SqliteStore) -> None:
     await put(store, 1)
 

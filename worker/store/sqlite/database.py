@@ -17,6 +17,7 @@ from worker.clock import Clock
 from worker.errors import ConfigurationError, StoreCorrupt, StoreUnavailable
 from worker.store.sqlite.connection import connect_reader, connect_writer, create_file, quick_check
 from worker.store.sqlite.errors import translate
+from worker.store.sqlite.identity import FileIdentity
 from worker.store.sqlite.lock import StoreLock
 from worker.store.sqlite.migrate import migrate, refuse_foreign, refuse_other_version, schema_version
 
@@ -42,6 +43,7 @@ class Database:
         self.on_rollback: list[Callable[[], None]] = []
         self._clock = clock
         self._lock = StoreLock(path)
+        self._identity = FileIdentity(path)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer: sqlite3.Connection | None = None
@@ -93,6 +95,7 @@ class Database:
                 started = self._clock.monotonic()
                 self._refuse_damaged(quick_check(connection))
                 migrated = migrate(connection)
+                self._identity.connected()
         except BaseException:
             self._close_writer()
             self._lock.release()
@@ -112,8 +115,10 @@ class Database:
 
     def _in_transaction(self, function: Callable[[sqlite3.Connection], T]) -> T:
         with self._translated():
+            self._identity.require()
             if self._writer is None:
                 self._writer = connect_writer(self.path)
+                self._identity.connected()
             connection = self._writer
             # Not deferred: a reader that turns writer gets SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
             connection.execute("BEGIN IMMEDIATE")
@@ -141,6 +146,7 @@ class Database:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+            self._identity.closed()
 
     # ------------------------------------------------------------ in a reader's thread
 
