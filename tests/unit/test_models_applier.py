@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -219,6 +220,11 @@ async def test_a_model_file_that_was_changed_is_refused(tmp_path: Path) -> None:
         path.unlink()
         path.symlink_to(tmp_path / "elsewhere.json")
         with pytest.raises(ApplyFailed, match="cannot be read"):
+            await world.registry.read(model)
+
+        path.unlink()
+        os.mkfifo(path)  # a read would wait for ever, and all later deployments of the scenario behind it
+        with pytest.raises(ApplyFailed, match="no regular file"):
             await world.registry.read(model)
 
 

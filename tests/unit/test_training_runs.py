@@ -289,10 +289,12 @@ async def test_a_model_whose_worker_died_before_handing_it_over_is_handed_over_a
             await ended(world, await world.command("c1"))
         again = worker_over(store, tmp_path, boot="boot2", mode="auto")
         waiting = await again.command("c2", force=True)
-        for name in (waiting, "ended-long-ago"):
+        # The folder may be a link to a scratch disk, where other people's things lie too.
+        ended_long_ago = "9f1d4a4e-5f2b-5c1d-9a53-0c8f2f0e7b11"
+        for name in (waiting, ended_long_ago, "somebody-elses"):
             (tmp_path / "runs" / name).mkdir()
         await again.runs.recover()
-        assert [path.name for path in (tmp_path / "runs").iterdir()] == [waiting]
+        assert {path.name for path in (tmp_path / "runs").iterdir()} == {waiting, "somebody-elses"}
         await again.runs.recover()
         assert len(await store.deployments("S")) == 1
         assert "champion" in await store.aliases("S")
@@ -369,3 +371,20 @@ def test_timing_outlives_two_missed_renewals() -> None:
     """The lease's time is what two failed renewals may take."""
     assert Timing().lease_ttl > 2 * Timing().renew
     assert TIMING.lease_ttl > 2 * TIMING.renew
+
+
+async def test_a_damaged_live_model_does_not_stop_the_training_of_its_successor(tmp_path: Path) -> None:
+    """Only a new model can take its place, so the new one is weighed against the logged behaviour instead."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="auto")
+        await world.feed(60)
+        async with world.running():
+            await ended(world, await world.command("c1"))
+            (first,) = await store.models("S")
+            for file in tmp_path.rglob("model.json"):
+                file.chmod(0o600)
+                file.write_bytes(b"{}")
+            await world.feed(120)
+            run = await ended(world, await world.command("c2"))
+        assert run.state == "trained"
+        assert run.model_id != first.model_id

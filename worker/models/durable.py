@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
-_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Not blocking: opening a named pipe would wait for somebody who writes to it, for ever.
+_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -47,9 +49,11 @@ def sync_directory(path: Path) -> None:
 
 
 def read_file(path: Path, *, limit: int) -> bytes:
-    """The bytes of a regular file; OSError where it is a symlink, ValueError where it is over `limit` bytes."""
+    """The bytes of a regular file; OSError where it is a symlink, ValueError where it is none or over `limit` bytes."""
     descriptor = os.open(path, _READ_ONLY)
     with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{path} is no regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"{path} is over {limit} bytes")

@@ -6,6 +6,7 @@ Everything that must survive a restart is a row; this object holds only what is 
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from typing import Any, Literal
 from uuid import UUID, uuid5
 
 import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from worker.errors import ApplyFailed, LeaseLost, StoreError
+from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable
 from worker.models.applier import Applier, ApplyResult, ApplySkipped
 from worker.store.port import Model, Run
 from worker.training.endings import MOST_FAILURES, failures_of_window
@@ -24,10 +26,13 @@ from worker.training.execution import Current, Execution, Tools
 log = structlog.get_logger(__name__)
 
 _NAMESPACE = UUID("6f1d4a4e-5f2b-5c1d-9a53-0c8f2f0e7b11")
+_RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: How often the queue is looked at without being woken: a lease may have run out meanwhile.
 _LOOK_AGAIN = 1.0
 #: Wait of a scenario whose run could not even be carried out, doubling to a minute.
 _RETRY_FIRST, _RETRY_MOST = 1.0, 60.0
+#: How long a new model waits for a store that is away; `recover` hands over what waited longer, at the next start.
+_HAND_OVER_SECONDS = 300.0
 _ENDED = frozenset({"trained", "failed", "skipped"})
 
 
@@ -261,11 +266,18 @@ class RunManager:
     async def _hand_over(self, run: Run, model: Model) -> None:
         """Give a new model to the applier: as the apply mode says, or as the command said."""
         by = str(run.trigger.get("by", "trigger"))
+        # The training is committed: a store that is away for a moment must not leave its model lying until a restart.
+        attempts = AsyncRetrying(
+            stop=stop_after_delay(_HAND_OVER_SECONDS),
+            wait=wait_random_exponential(multiplier=0.2, max=10),
+            retry=retry_if_exception_type(StoreUnavailable),
+            reraise=True,
+        )
         try:
             if run.apply is None:
-                came: ApplyResult | ApplyFailed = await self._applier.apply(model, by=by)
+                came: ApplyResult | ApplyFailed = await attempts(self._applier.apply, model, by=by)
             elif run.apply:
-                came = await self._applier.apply_now(model, by=by)
+                came = await attempts(self._applier.apply_now, model, by=by)
             else:
                 came = ApplySkipped(model.model_id, "the command said not to apply")
         except ApplyFailed as error:  # told of by row and event; the training itself is done
@@ -298,6 +310,7 @@ class RunManager:
 
 
 def _remove_but(folder: Path, keep: set[str]) -> None:
+    """Only what a run made: the folder may be a link to a disk where other things lie too."""
     for run_dir in folder.iterdir() if folder.is_dir() else ():
-        if run_dir.name not in keep:
+        if _RUN_ID.fullmatch(run_dir.name) and run_dir.name not in keep:
             shutil.rmtree(run_dir, ignore_errors=True)
