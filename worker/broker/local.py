@@ -182,10 +182,29 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command to its end; its exit status, or 128 and the signal that ended it.
+
+    Ctrl-C reaches it by itself, being in our process group; SIGTERM is handed on. It then ends in its own way (a worker
+    drains), and its broker stays for as long as that takes. `subprocess.run` would kill it within 0.25 s.
+    """
+    with subprocess.Popen(command, env=environment) as running:
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: running.send_signal(number)),
+        }
+        try:
+            status = running.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return 128 - status if status < 0 else status
+
+
 def main(arguments: list[str]) -> int:
     """Run a command beside a broker; its exit status is ours."""
     command = arguments[1:] if arguments[:1] == ["--"] else arguments
-    # So that the command and the broker end with us: by default SIGTERM ends Python without any cleaning up.
+    # While the broker is started, that it ends with us: by default SIGTERM ends Python without any cleaning up.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if not command:
         sys.stderr.write("usage: python -m worker.broker.local -- COMMAND...\n")
@@ -193,10 +212,12 @@ def main(arguments: list[str]) -> int:
     try:
         with local_broker() as broker:
             _say(f"using {broker.found}")
-            return subprocess.run(command, env={**os.environ, "SWARM_AMQP_URL": broker.url}, check=False).returncode
+            return _run(command, {**os.environ, "SWARM_AMQP_URL": broker.url})
     except (BrokerRefused, BrokerUnreachable) as error:
         _say(str(error))
         return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -160,6 +160,17 @@ async def ensure_topology(session: Session, objects: Sequence[Exchange | Queue],
                 await declarer.declare(item)
 
 
+async def remove_scenario(session: Session, scenario: str) -> None:
+    """Delete a scenario's queues with all that is in them: for one that was made for the moment and is served no more.
+
+    What is not there is no error. Raises one of `faults.BROKER_ERRORS`, also without the right to.
+    """
+    async with _Declarer(session) as declarer:
+        for item in scenario_objects(scenario):
+            if isinstance(item, Queue):
+                await declarer.remove(item)
+
+
 def _quorum(delivery_limit: int, *, dead_key: str) -> dict[str, Any]:
     return {
         "x-queue-type": "quorum",
@@ -218,6 +229,9 @@ class _Declarer:
                 f"no permission on {kind} {item.name!r}: {describe(error)}; "
                 "give the user of SWARM_AMQP_URL read on ^swarm\\."
             ) from error
+
+    async def remove(self, item: Queue) -> None:
+        await self._call(lambda channel: channel.queue_delete(item.name, timeout=self._session.call_timeout))
 
     async def _bind(self, queue: str, exchange: str, key: str) -> None:
         timeout = self._session.call_timeout
