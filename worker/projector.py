@@ -13,10 +13,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from worker.clock import Clock
 from worker.episodes.model import Graph, LearnModel, Task
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 #: Part of every rules digest: grows when cutting, judging or counting changes, so that stores are projected anew.
 PROJECTION_VERSION = 1
+_EXPORT_FIELDS = frozenset({"system_prompt", "available_actions", "rules"})
 #: Actions read in one round, alone and beside busy ingest. A round holds the interpreter for about 10 us an action.
 ROUND_ACTIONS = 4_000
 BUSY_ROUND_ACTIONS = 1_000
@@ -253,10 +255,15 @@ def project_item(item: Pending, rules: Rules, models: Sequence[LearnModel]) -> t
 
 
 def rules_digest(rules: Rules, models: Sequence[LearnModel]) -> str:
-    """What decides how a scenario is projected, as 16 hex digits. A learn model counts by its class and its fields."""
-    parts: list[object] = [PROJECTION_VERSION, rules]
+    """What decides how a scenario is projected, as 16 hex digits. A learn model counts by its class and its fields.
+
+    Prompts and available actions do not count: they change what is exported, not what is cut, judged or counted.
+    """
+    parts: list[object] = [PROJECTION_VERSION, replace(rules, system_prompt=None, available_actions=())]
     for model in models:
-        parts += [type(model).__module__, type(model).__qualname__, model if is_dataclass(model) else model.name]
+        names = [field.name for field in fields(model)] if is_dataclass(model) else ["name"]
+        parts += [type(model).__module__, type(model).__qualname__]
+        parts += [(name, getattr(model, name)) for name in names if name not in _EXPORT_FIELDS]
     text = msgspec.json.encode(parts, enc_hook=_name_of, order="sorted")
     return hashlib.sha256(text).hexdigest()[:16]
 

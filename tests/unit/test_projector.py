@@ -309,3 +309,11 @@ def test_the_rules_digest_tells_of_every_change_that_changes_projections() -> No
         rules_digest(rules, [WorkerDecisionSequenceLearn(min_actions=5), models[1]]),
     ]
     assert len({digest, *others}) == 4
+
+
+def test_a_changed_prompt_drops_no_projections() -> None:
+    """It changes the export alone; a rebuild of a large log for it would be a waste."""
+    models = [WorkerDecisionSequenceLearn()]
+    digest = rules_digest(Rules(), models)
+    told = Rules(system_prompt="You are kind.", available_actions=("Look",))
+    assert rules_digest(told, [models[0].with_system_prompt("You are kind.").with_available_actions("Look")]) == digest

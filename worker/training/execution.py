@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from worker.clock import Clock
-from worker.errors import LeaseLost, StoreError, StoreUnavailable, WorkerError
+from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable, WorkerError
 from worker.learning import offline_model
+from worker.learning.offline_model import ModelUnreadable, OfflineModel
 from worker.models.announce import Announcer
 from worker.models.registry import Registry
 from worker.store.port import Model, OutboxEvent, Run, RunState, Store, TriggerState
@@ -169,11 +170,21 @@ class Execution:
         given = await asyncio.to_thread(frozen_before, run_dir, run)
         if given is not None:
             return given
-        live = await self._tools.registry.champion(run.scenario)
-        champion = None if live is None else offline_model.decode(await self._tools.registry.read(live))
+        champion = await self._champion(run.scenario)
         given = await collect(self._tools.store, run, config=self._tools.config, champion=champion)
         await asyncio.to_thread(write_input, run_dir, given)
         return given
+
+    async def _champion(self, scenario: str) -> OfflineModel | None:
+        """The live model; None also where its file is damaged, since only a new one can take its place."""
+        live = await self._tools.registry.champion(scenario)
+        if live is None:
+            return None
+        try:
+            return offline_model.decode(await self._tools.registry.read(live))
+        except (ApplyFailed, ModelUnreadable) as error:
+            log.error("champion_unreadable", scenario=scenario, version=live.version, error=str(error))  # noqa: TRY400 - no trace
+            return None
 
     def _run_dir(self, run: Run) -> Path:
         return self._tools.runs_dir / run.run_id
