@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(150)]
 
 _KILLS = 10
 _SCENARIOS = 3
+#: New episodes that make a training.
+_ENOUGH = 20
 _REMEMBERED = ("facts", "trigger_state", "runs", "deployments", "aliases")
 
 
@@ -83,7 +85,7 @@ async def test_ten_kills_under_load_lose_nothing_and_double_nothing(
 ) -> None:
     """At any moment: while it starts, stores, trains, and between a trained model and an applied one."""
     names = [f"{scenario}-{number}" for number in range(_SCENARIOS)]
-    worker = new_worker(*names, trigger="count(20)", apply_mode="auto", holdout=0.5, check_interval="0.1s")
+    worker = new_worker(*names, trigger=f"count({_ENOUGH})", apply_mode="auto", holdout=0.5, check_interval="0.1s")
     stopping = asyncio.Event()
     redelivered = 0
     async with node_at(amqp_url) as node, ears_at(amqp_url, "learning.#") as ears:
@@ -127,19 +129,20 @@ async def settled(worker: WorkerProcess, node: Node, load: Load) -> None:
 
     async def look() -> Any:
         status = await worker.status()
-        runs = (await worker.stored("runs", scenario=load.scenario))["runs"]
+        stored = await worker.stored("facts", "trigger_state", "runs", scenario=load.scenario)
         return status["scenarios"][load.scenario] | {
             "queue": await depth(node, f"swarm.records.{load.scenario}"),
             "in_flight": status["counters"]["in_flight"],
             "unsent": status["counters"]["outbox_waiting"],
-            "unfinished": [run for run in runs if run["state"] in ("queued", "running")],
+            "unfinished": [run for run in stored["runs"] if run["state"] in ("queued", "running")],
+            "new": stored["facts"]["episodes"] - stored["trigger_state"]["trained_episodes"],
         }
 
     def quiet(seen: dict[str, Any]) -> bool:
         return (
             seen["records_received"] == len(load.sent)
             and not any(seen[name] for name in ("queue", "in_flight", "unsent", "unfinished", "open_tasks"))
-            and "new episodes" in seen["waiting_for"]
+            and seen["new"] < _ENOUGH
         )
 
     await until(look, quiet, within=60, every=0.2)

@@ -154,22 +154,6 @@ class locked:  # noqa: N801 - used like a function
         self._connection.close()
 
 
-async def test_a_shutdown_is_bounded_while_the_store_takes_no_writes(
-    new_worker: NewWorker, amqp_url: str, scenario: str
-) -> None:
-    """What is in hand cannot be stored: it stays in the queue."""
-    worker = new_worker(scenario, shutdown_grace="3s")
-    await worker.start()
-    async with node_at(amqp_url) as node:
-        with locked(worker):
-            await node.publish(scenario, body(episode(1, success=True)))
-            await until(worker.problems)
-            worker.send(signal.SIGTERM)
-            # The grace, and one statement that waits for the lock.
-            assert await worker.wait(within=3 + 5 + 4) == 0
-        await nothing_is_lost(worker, node, [*map(line, episode(1, success=True))])
-
-
 async def test_a_shutdown_is_bounded_while_the_broker_is_silent(
     new_worker: NewWorker, amqp_url: str, scenario: str
 ) -> None:
