@@ -33,13 +33,17 @@ def test_a_password_that_holds_an_at_sign_is_masked_whole() -> None:
     assert redact("amqp://ada:can@ary@host/v refused") == f"amqp://{MASK}@host/v refused"
 
 
+def refuse() -> None:
+    raise ConnectionError("amqp://ada:canary@host/ refused")
+
+
 def test_credentials_of_a_url_never_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither as a value, nor inside an exception, nor from a foreign logger."""
     configure_logging("debug", "json")
     log = structlog.get_logger("worker.test")
     log.info("connecting", url="amqp://ada:canary@host/", nested={"urls": ["postgresql://x:canary@db/"]})
     try:
-        raise ConnectionError("amqp://ada:canary@host/ refused")
+        refuse()
     except ConnectionError:
         log.exception("failed")
     logging.getLogger("somebody").warning("to %s", "amqp://ada:canary@host/")

@@ -373,6 +373,12 @@ def test_timing_outlives_two_missed_renewals() -> None:
     assert TIMING.lease_ttl > 2 * TIMING.renew
 
 
+def damage(folder: Path) -> None:
+    for file in folder.rglob("model.json"):
+        file.chmod(0o600)
+        file.write_bytes(b"{}")
+
+
 async def test_a_damaged_live_model_does_not_stop_the_training_of_its_successor(tmp_path: Path) -> None:
     """Only a new model can take its place, so the new one is weighed against the logged behaviour instead."""
     async with opened(tmp_path) as store:
@@ -381,9 +387,7 @@ async def test_a_damaged_live_model_does_not_stop_the_training_of_its_successor(
         async with world.running():
             await ended(world, await world.command("c1"))
             (first,) = await store.models("S")
-            for file in tmp_path.rglob("model.json"):
-                file.chmod(0o600)
-                file.write_bytes(b"{}")
+            damage(tmp_path)
             await world.feed(120)
             run = await ended(world, await world.command("c2"))
         assert run.state == "trained"
