@@ -165,7 +165,9 @@ class _Kit:
     def assemble(self, worker: Worker) -> Parts:
         """Put the parts together; each gets what it needs and knows nothing of the rest."""
         settings, store, clock, scenarios = self.settings, self.store, self.clock, self.settings.scenarios
-        consume, publish, command = (Session(role, self.url) for role in ("consume", "publish", "control"))
+        consume, publish, command = (
+            Session(role, self.url, start_timeout=settings.start_timeout) for role in ("consume", "publish", "control")
+        )
         inbox: asyncio.Queue[Delivery] = asyncio.Queue(settings.prefetch * len(scenarios))
         subscribers = {
             name: Subscriber(consume, name, inbox, prefetch=settings.prefetch, topology=settings.topology)

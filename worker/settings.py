@@ -154,6 +154,7 @@ class Settings(BaseSettings):
     control_key: SecretStr | None = Field(None, description="HMAC key; with it unsigned commands are refused")
     http_host: str = Field("127.0.0.1", description="health and metrics listen here")
     http_port: int = Field(9108, ge=0, le=65535, description="0 picks a free port")
+    start_timeout: PositiveDuration = Field(30.0, description="longest wait for the broker at the start")
     shutdown_grace: PositiveDuration = Field(25.0, description="longest a shutdown may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
