@@ -84,6 +84,7 @@ class Worker:
         self._assemble = assemble
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
+        self._nothing_left = False
 
     @property
     def stopping(self) -> bool:
@@ -96,10 +97,11 @@ class Worker:
             log.info("stopping", by=by)
         self._stop.set()
 
-    async def stop_and_drain(self, by: str) -> None:
-        """Begin to drain, and wait until nothing is left to lose."""
+    async def stop_and_drain(self, by: str) -> bool:
+        """Begin to drain, and wait for it; whether all was stored and sent, or broker and store keep some of it."""
         self.request_stop(by)
         await self._drained.wait()
+        return self._nothing_left
 
     async def run(self) -> None:
         """Bring up, serve until `request_stop`, drain."""
@@ -202,6 +204,7 @@ class Worker:
         log.info("drain_step", step="send the events")
         sent = await parts.relay.drain(grace * _EVENTS_SHARE)
         log.info("drain_step", step="answer", all_sent=sent)
+        self._nothing_left = stored and sent
         self._drained.set()
         await parts.control.settle(grace * _ANSWER_SHARE)
         await _within(grace * _BROKER_SHARE, parts.listener.stop())

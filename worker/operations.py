@@ -66,7 +66,7 @@ class Operations:
     intake: Intake
     rules_of: Callable[[str], Rules]
     status: Callable[[], Awaitable[dict[str, Any]]]
-    stop_and_drain: Callable[[str], Awaitable[None]]
+    stop_and_drain: Callable[[str], Awaitable[bool]]
 
     async def carry_out(self, command: Command) -> dict[str, Any]:
         """Do it and say what came of it. Raises `CommandRefused`, `CommandFailed`, or another `WorkerError`."""
@@ -93,8 +93,7 @@ class Operations:
             case Status():
                 return await self.status()
             case Shutdown():
-                await self.stop_and_drain(by)
-                return {"drained": True}
+                return {"drained": await self.stop_and_drain(by)}
 
     async def _train_now(self, scenario: str, args: TrainNow, command_id: str) -> dict[str, Any]:
         if args.kind == "lora":
