@@ -93,6 +93,33 @@ async def test_a_full_window_is_the_stores_slowness_and_no_stall(
     assert watchdog.queue_depth == 5
 
 
+async def test_while_it_asks_what_the_last_check_found_stands(
+    new_session: NewSession, amqp_url: str, scenario: str, eventually: Eventually
+) -> None:
+    """A worker in order was not ready for the length of each check, with "consuming" for a reason."""
+    async with proxied(amqp_url) as (proxy, url):
+        subscriber = Subscriber(await new_session(url=url), scenario, asyncio.Queue(10), prefetch=10)
+        await subscriber.start()
+        watchdog = Watchdog(subscriber)
+        await watchdog.check()
+        proxy.freeze()
+        asking = asyncio.create_task(watchdog.check())
+        await asyncio.sleep(0)
+        assert (watchdog.healthy, watchdog.reason) == (True, "consuming")
+        proxy.thaw()
+        await asking
+        assert watchdog.healthy
+
+        proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: not watchdog.healthy)
+        assert watchdog.reason == "the consumer is being brought back"
+        proxy.refuse(refusing=False)
+        await eventually(lambda: watchdog.healthy)
+        assert watchdog.reason == "consuming"
+        await subscriber.stop()
+
+
 async def test_an_unreachable_broker_is_unhealthy_and_no_reason_to_die(
     new_session: NewSession, amqp_url: str, scenario: str
 ) -> None:

@@ -17,13 +17,16 @@ from worker.errors import WorkerError
 
 log = structlog.get_logger(__name__)
 
+_AWAY = "the consumer is being brought back"
+#: Seconds to the next check after one that the broker did not answer.
+_SOON = 5.0
+
 
 class Watchdog:
     """Watches one subscriber. `await run()` as a task of the worker: it raises when rebuilding has not helped."""
 
     def __init__(self, subscriber: Subscriber, *, interval: float = 30.0, quiet: float = 60.0) -> None:
-        #: What the last check found, in words for people.
-        self.reason = "not checked yet"
+        self._found = "not checked yet"
         #: Messages ready in the queue, at the last check; None before the first.
         self.queue_depth: int | None = None
         #: Consumers of the queue, all workers together, at the last check.
@@ -40,6 +43,11 @@ class Watchdog:
         """Whether the last check was good and nothing has happened to the consumer since."""
         return self._proven and (self._subscriber.consuming or self._subscriber.paused)
 
+    @property
+    def reason(self) -> str:
+        """What the last check found or has happened to the consumer since, in words for people."""
+        return self._found if self._subscriber.consuming or self._subscriber.paused else _AWAY
+
     async def run(self) -> None:
         """Check every `interval` seconds. Raises `WorkerError` (exit 70) at the second stall in a row."""
         task = asyncio.current_task()
@@ -48,11 +56,12 @@ class Watchdog:
             if task is not None and task.cancelling():
                 # Swallowed within the client library, see `Consumer.stop`.
                 raise asyncio.CancelledError
-            await asyncio.sleep(self._interval)
+            # A broker that did not answer may be back any moment, and records flow then while we say we are not ready.
+            unanswered = not self._proven and not self._strikes
+            await asyncio.sleep(min(self._interval, _SOON) if unanswered else self._interval)
 
     async def check(self) -> None:
-        """One check, in bounded time; see `run`."""
-        self._proven = False
+        """One check, in bounded time; see `run`. While it asks, what the last one found stands."""
         subscriber = self._subscriber
         try:
             await self._ask()
@@ -60,23 +69,21 @@ class Watchdog:
             self.queue_depth = self.consumers = 0
         except BROKER_ERRORS as error:
             # No connection, or a broker too busy: the session brings that back, and a new consumer would not help.
-            self.reason = f"the broker does not answer: {describe(error)}"
+            self._proven, self._found = False, f"the broker does not answer: {describe(error)}"
             return
         if subscriber.paused:
-            self._proven, self.reason, self._strikes = True, "paused", 0
-        elif not subscriber.consuming:
-            self.reason = "the consumer is being brought back"
-        else:
+            self._proven, self._found, self._strikes = True, "paused", 0
+        elif subscriber.consuming:
             self._judge(self._stall())
 
     def _judge(self, stall: str | None) -> None:
         subscriber = self._subscriber
         if stall is None:
-            self._proven, self.reason = True, "consuming"
+            self._proven, self._found = True, "consuming"
             if subscriber.last_delivery_at > subscriber.consuming_since or not self.queue_depth:
                 self._strikes = 0
             return
-        self.reason = stall
+        self._proven, self._found = False, stall
         self._strikes += 1
         if self._strikes > 1:
             raise WorkerError(f"{subscriber.queue}: {stall}; starting the consumer over has not helped")
