@@ -204,6 +204,19 @@ async def test_a_first_model_that_cannot_be_applied_leaves_none_served(tmp_path:
         assert "champion" not in await store.aliases("S")
 
 
+async def test_a_folder_that_is_a_link_is_refused_before_anything_is_served(tmp_path: Path) -> None:
+    """It cannot be made durable; a model that was reported as failed and served all the same would be a lie."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="auto", applicator=FilesApplicator(tmp_path))
+        model = await register(world, 1)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (tmp_path / "current").symlink_to(elsewhere)
+        with pytest.raises(ApplyFailed, match="cannot be written"):
+            await world.applier.apply(model, by="trigger")
+        assert list(elsewhere.iterdir()) == []
+
+
 async def test_a_model_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     """S12: one byte is enough, and a symlink is none of ours."""
     async with opened(tmp_path) as store:

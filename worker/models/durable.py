@@ -30,13 +30,17 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Put `data` in the place of `path` at once: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Opened first: what cannot be made durable (the directory is a link) is refused before a reader sees it.
+    directory = os.open(path.parent, _DIRECTORY)
     try:
         write_new(temporary, data, mode=mode)
         temporary.replace(path)
+        os.fsync(directory)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    finally:
+        os.close(directory)
 
 
 def sync_directory(path: Path) -> None:
