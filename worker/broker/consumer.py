@@ -1,8 +1,7 @@
 """A consumer that is brought back after every loss, on a channel of its own.
 
-The client library runs callbacks as tasks of the channel and cancels them when it closes (measured), so `on_message`
-only hands over. Each new channel is a new `Link` with a new generation; deliveries hold theirs and are stale once it is
-gone.
+`on_message` is called by the channel's reader, so it only hands over. Each new channel is a new `Link` with a new
+generation; deliveries hold theirs and are stale once it is gone.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from aiormq import spec
 from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.channel import Channel
 
+from worker.broker.direct_channel import DirectChannel
 from worker.broker.faults import BROKER_ERRORS, channel_refusal, describe
 from worker.broker.session import Session
 from worker.errors import BrokerRefused, WorkerError
@@ -268,7 +268,7 @@ class Consumer:
         link.channel.closing.add_done_callback(lost)
 
     async def _consume(self, link: Link) -> None:
-        async def on_message(message: DeliveredMessage) -> None:
+        def on_message(message: DeliveredMessage) -> None:
             tag = message.delivery_tag
             if tag is None or link.retired:
                 return
@@ -276,11 +276,11 @@ class Consumer:
                 link.outstanding[tag] = None
             self._on_message(link, message)
 
+        channel = DirectChannel.of(link.channel)
         for queue in self._queues:
-            answer = await link.channel.basic_consume(
+            link.tags[queue] = await channel.consume(
                 queue, on_message, no_ack=self._no_ack, timeout=self._session.call_timeout
             )
-            link.tags[queue] = str(answer.consumer_tag)
         self.consuming_since = asyncio.get_running_loop().time()
 
     async def _retire(self) -> None:
