@@ -33,7 +33,7 @@ test: lint ## every check and every test, with real RabbitMQ; on Python 3.13 too
 	@if [ -n "$(PYTHON_3_13)" ]; then $(MAKE) --no-print-directory test-3.13; fi
 
 test-3.13: $(UV) ## the tests that need no broker, on Python 3.13
-	@UV_PROJECT_ENVIRONMENT=$(CURDIR)/.venv-3.13 $(UV) sync --locked --quiet --python $(PYTHON_3_13)
+	@UV_PROJECT_ENVIRONMENT=$(CURDIR)/.venv-3.13 $(UV) sync --locked --quiet --extra demo --python $(PYTHON_3_13)
 	@.venv-3.13/bin/pytest -n 2 tests/unit tests/contract -m "not rabbitmq"
 
 lint: $(VENV)/.with-dev ## types, style, layers, schema drift
@@ -68,7 +68,7 @@ $(UV):
 	@$(BIN)/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 
 $(VENV)/.with-dev: $(UV) pyproject.toml uv.lock
-	@$(UV) sync --locked --inexact --quiet && touch $@
+	@$(UV) sync --locked --inexact --quiet --extra demo && touch $@
 
 $(VENV)/.with-demo: $(UV) pyproject.toml uv.lock
 	@$(UV) sync --locked --inexact --quiet --no-dev --extra demo && touch $@

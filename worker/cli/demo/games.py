@@ -114,7 +114,7 @@ GAMES = {
             options={"max_episode_steps": 60},
             look=_look_at_town,
             won=lambda _reward, ended: ended,
-            session_games=10,
+            session_games=5,
             pace=200.0,
             trust=20,
         ),

@@ -42,7 +42,7 @@ class ScenarioOutcome(Struct, kw_only=True):
     first_model_after: float | None
     before: Measured
     after: Measured
-    by_version: dict[int, Measured]
+    by_version: dict[str, Measured]
     alone_before: Measured
     alone_after: Measured
 
@@ -124,7 +124,7 @@ async def _scenario_outcome(course: Course, store: Store, *, began_ms: int) -> S
         first_model_after=None if first is None else round((first - began_ms) / 1000, 1),
         before=measured(tally.before),
         after=measured(tally.after),
-        by_version={version: measured(rate) for version, rate in tally.by_version.items()},
+        by_version={str(version): measured(rate) for version, rate in tally.by_version.items()},
         alone_before=measured(tally.alone_before),
         alone_after=measured(tally.alone_after),
     )

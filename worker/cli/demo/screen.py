@@ -50,7 +50,7 @@ class LiveScreen:
 
     def say(self, text: str) -> None:
         """A line above the table."""
-        self._live.console.print(_stamped(self._began, text), style="dim", markup=False)
+        self._live.console.print(_stamped(self._began, text), markup=False)
 
     def show(self, state: State) -> None:
         """Draw the table anew."""
