@@ -14,7 +14,7 @@ from tests.integration.foreign_node import Ears, Node, body, depth, ears_at, epi
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 from worker.wire.events import event_id
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(240)]
 
 _KILLS = 10
 _SCENARIOS = 3
