@@ -53,6 +53,19 @@ def test_credentials_of_a_url_never_reach_the_log(capsys: pytest.CaptureFixture[
     assert "host/ refused" in written
 
 
+def test_a_lost_connection_leaves_no_stack_of_the_client_library(capsys: pytest.CaptureFixture[str]) -> None:
+    """It warns with one for each of our connections whenever the broker goes; an error keeps its own."""
+    configure_logging("info", "json")
+    try:
+        refuse()
+    except ConnectionError as error:
+        logging.getLogger("aiormq.connection").warning("reader exited", exc_info=error)
+        logging.getLogger("aiormq.connection").error("broken", exc_info=error)
+    lost, broken = map(orjson.loads, capsys.readouterr().err.splitlines())
+    assert (lost["event"], "exception" in lost) == ("reader exited", False)
+    assert "Traceback" in broken["exception"]
+
+
 @pytest.mark.parametrize("key", ["password", "control_key", "x-swarm-signature", "Authorization", "api_key"])
 def test_whatever_stands_under_a_secrets_name_is_masked(key: str) -> None:
     assert redact({"a": {key: "canary"}}) == {"a": {key: MASK}}

@@ -34,6 +34,13 @@ def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -
     return event
 
 
+def _without_library_traces(record: logging.LogRecord) -> bool:
+    """A connection that is lost is no fault of the code: the client library's stack says nothing, three times over."""
+    if record.levelno < logging.ERROR and record.name.startswith(("aiormq", "aio_pika")):
+        record.exc_info = None
+    return True
+
+
 def _to_json(event: Any, **_: Any) -> str:
     return orjson.dumps(event, default=repr).decode()
 
@@ -59,6 +66,7 @@ def configure_logging(level: str, log_format: Literal["auto", "json", "console"]
         else structlog.processors.JSONRenderer(serializer=_to_json),
     ]
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_without_library_traces)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=finish))
     root = logging.getLogger()
     root.handlers[:] = [handler]
