@@ -13,10 +13,17 @@ from worker.broker.port import Delivery
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
-from worker.broker.url import BrokerUrl, parse_amqp_url
+from worker.broker.url import BrokerUrl, broker_url
 from worker.broker.watchdog import Watchdog
 from worker.clock import Clock, SystemClock
-from worker.configuration import apply_mode_of, learn_models_of, outcome_model, rules_of, trigger_of
+from worker.configuration import (
+    apply_mode_of,
+    control_keys,
+    learn_models_of,
+    outcome_model,
+    rules_of,
+    trigger_of,
+)
 from worker.control import Control
 from worker.episodes.model import LearnModel
 from worker.episodes.rules import Rules
@@ -52,7 +59,6 @@ from worker.training.modes import parse_mode, require_runnable
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 from worker.training.trigger_book import TriggerBook
-from worker.wire.signing import parse_keys
 
 
 class WorkerBuilder:
@@ -117,25 +123,6 @@ class WorkerBuilder:
             },
         )
         return Worker(settings, kit.assemble)
-
-
-def broker_url(settings: Settings) -> BrokerUrl:
-    """Where the broker is, checked; `ConfigurationError` names the part at fault."""
-    return parse_amqp_url(
-        settings.amqp_url.get_secret_value(),
-        ca_file=settings.amqp_ca_file,
-        allow_plaintext=settings.amqp_allow_plaintext,
-    )
-
-
-def control_keys(settings: Settings) -> Mapping[str, bytes]:
-    """The keys of SWARM_CONTROL_KEY by id; none where it is not set."""
-    if settings.control_key is None:
-        return {}
-    try:
-        return parse_keys(settings.control_key.get_secret_value())
-    except ValueError as error:
-        raise ConfigurationError(f"SWARM_CONTROL_KEY: {error}") from None
 
 
 def _applicator(settings: Settings) -> Applicator:

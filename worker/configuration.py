@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec.structs import replace
@@ -14,6 +14,7 @@ from worker.errors import ConfigurationError
 from worker.learning.trigger_text import TriggerSyntaxError, parse_trigger
 from worker.learning.triggers import TrainTrigger
 from worker.settings import ScenarioOptions, Settings
+from worker.wire.signing import parse_keys
 
 _NO_OPTIONS = ScenarioOptions()
 
@@ -69,3 +70,13 @@ def apply_mode_of(settings: Settings, scenario: str) -> Literal["manual", "auto"
 def outcome_model(models: Sequence[LearnModel]) -> str:
     """Whose episodes' outcomes count for quality and drift: the first learn model."""
     return models[0].name if models else ""
+
+
+def control_keys(settings: Settings) -> Mapping[str, bytes]:
+    """The keys of SWARM_CONTROL_KEY by id; none where it is not set."""
+    if settings.control_key is None:
+        return {}
+    try:
+        return parse_keys(settings.control_key.get_secret_value())
+    except ValueError as error:
+        raise ConfigurationError(f"SWARM_CONTROL_KEY: {error}") from None

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
@@ -56,7 +57,7 @@ def test_the_builder_example_builds_a_worker(monkeypatch: pytest.MonkeyPatch, tm
 def test_every_command_and_setting_it_names_exists() -> None:
     named = set(re.findall(r"swarm-worker ((?:[a-z-]+(?: \| )?)+)", README))
     commands = {word for group in named for word in group.split(" | ")} - {"run ", ""}
-    assert {command.split()[0] for command in commands if command.strip()} <= set(cli.commands)
+    assert {command.split()[0] for command in commands if command.strip()} <= set(cli.list_commands(click.Context(cli)))
     settings = {f"SWARM_{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(r"SWARM_[A-Z_]+[A-Z]", README)) <= settings
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from yarl import URL
 
 from worker.errors import ConfigurationError
+from worker.settings import Settings
 
 #: RabbitMQ's heartbeats guide calls 5-20 s best; the client gives a silent peer up after (heartbeat + 1) * 3 s.
 DEFAULT_HEARTBEAT = 10
@@ -97,6 +98,15 @@ def parse_amqp_url(text: str, *, ca_file: Path | None = None, allow_plaintext: b
         )
         / 1000,
         tls=_tls(ca_file) if parts.scheme == "amqps" else None,
+    )
+
+
+def broker_url(settings: Settings) -> BrokerUrl:
+    """Where the broker is, checked; `ConfigurationError` names the part at fault."""
+    return parse_amqp_url(
+        settings.amqp_url.get_secret_value(),
+        ca_file=settings.amqp_ca_file,
+        allow_plaintext=settings.amqp_allow_plaintext,
     )
 
 

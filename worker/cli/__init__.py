@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
 from worker import __version__
-from worker.cli.backup import backup
-from worker.cli.check import check
-from worker.cli.commands import apply, pause, rebuild, replay, resume, rollback, shutdown, train_now
-from worker.cli.demo import demo
-from worker.cli.describe import describe
-from worker.cli.episodes import episodes, sessions
-from worker.cli.export import export
-from worker.cli.models import models
-from worker.cli.quarantine import quarantine
-from worker.cli.run import run
-from worker.cli.status import status
 from worker.errors import WorkerError
 
+#: Command to where it is. A command's module is imported when it is asked for: all of them together take a second.
+_COMMANDS = {
+    "run": "run:run",
+    "check": "check:check",
+    "status": "status:status",
+    "demo": "demo:demo",
+    "train-now": "commands:train_now",
+    "apply": "commands:apply",
+    "rollback": "commands:rollback",
+    "rebuild": "commands:rebuild",
+    "pause": "commands:pause",
+    "resume": "commands:resume",
+    "shutdown": "commands:shutdown",
+    "models": "models:models",
+    "episodes": "episodes:episodes",
+    "sessions": "episodes:sessions",
+    "quarantine": "quarantine:quarantine",
+    "export": "export:export",
+    "backup": "backup:backup",
+    "describe": "describe:describe",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+
+class _Commands(click.Group):
+    """The commands, in the order above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        place = _COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(import_module(f"worker.cli.{module}"), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="swarm-worker")
 def cli() -> None:
     """The swarm learning worker: records in over RabbitMQ, models and learning events out.
@@ -29,13 +56,6 @@ def cli() -> None:
     Exit codes: 0 clean, 1 a command was refused or failed, 2 wrong usage, 70 internal, 75 broker or store never
     reachable, 78 configuration.
     """
-
-
-for command in (run, check, status, demo, train_now, apply, rollback, rebuild, pause, resume, shutdown):
-    cli.add_command(command)
-for command in (models, episodes, sessions, quarantine, export, backup, describe):
-    cli.add_command(command)
-quarantine.add_command(replay)
 
 
 def main() -> None:

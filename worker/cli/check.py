@@ -12,10 +12,11 @@ from urllib.parse import unquote, urlsplit
 import click
 from msgspec import Struct
 
-from worker.app import WorkerBuilder, broker_url
+from worker.app import WorkerBuilder
 from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.session import Session
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
+from worker.broker.url import broker_url
 from worker.cli.common import console, json_option, print_json, run_async, settings_options
 from worker.clock import SystemClock
 from worker.errors import ConfigurationError, WorkerError

@@ -12,10 +12,10 @@ from uuid import uuid4
 import click
 from rich.status import Status as Spinner
 
-from worker.app import broker_url, control_keys
 from worker.broker.control_client import Answer, ControlClient
 from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
+from worker.broker.url import broker_url
 from worker.cli.common import (
     PLACES,
     any_scenario_option,
@@ -27,6 +27,7 @@ from worker.cli.common import (
     settings_options,
     table,
 )
+from worker.configuration import control_keys
 from worker.errors import NoAnswer, WorkerError
 from worker.settings import Settings
 from worker.wire.commands import (
@@ -35,7 +36,6 @@ from worker.wire.commands import (
     Command,
     Pause,
     Rebuild,
-    ReplayQuarantine,
     Resume,
     Rollback,
     Shutdown,
@@ -54,7 +54,7 @@ _FIRST_ANSWER = 15.0
 _FAILED = 1
 
 
-def _sending(command: F) -> F:
+def sending(command: F) -> F:
     """Options of every command that is sent."""
     options: tuple[Callable[[Any], Any], ...] = (
         click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="seconds to wait"),
@@ -122,7 +122,7 @@ def make_command(name: str, args: Args, scenario: str | None) -> Command:
     )
 
 
-def _carry(
+def carry(
     settings: Settings, name: str, args: Args, scenario: str | None, *, wait: bool, as_json: bool, timeout: float,
     worker_id: str | None = None,
 ) -> None:  # fmt: skip
@@ -167,81 +167,67 @@ async def _follow(
 @click.option("--apply/--no-apply", "apply_", default=None, help="apply or not, whatever apply_mode says")
 @click.option("--force", is_flag=True, help="also where nothing is new")
 @click.option("--dry-run", is_flag=True, help="only say what would be trained")
-@_sending
+@sending
 def train_now(
     *, settings: Settings, scenario: str, kind: Any, apply_: bool | None, force: bool, dry_run: bool, **how: Any
 ) -> None:
     """Train a scenario now."""
-    _carry(settings, "train-now", TrainNow(kind=kind, apply=apply_, force=force, dry_run=dry_run), scenario, **how)
+    carry(settings, "train-now", TrainNow(kind=kind, apply=apply_, force=force, dry_run=dry_run), scenario, **how)
 
 
 @click.command()
 @scenario_option
 @click.option("--model", help="id, version or alias; default: the candidate")
 @click.option("--force", is_flag=True, help="also where the gate did not bless it")
-@_sending
+@sending
 def apply(*, settings: Settings, scenario: str, model: str | None, force: bool, **how: Any) -> None:
     """Make a model the live one."""
     number = int(model) if model is not None and model.isdecimal() and len(model) < 10 else None  # noqa: PLR2004 - an id is longer
     args = Apply(model_id=None if number is not None else model, version=number, force=force)
-    _carry(settings, "apply", args, scenario, **how)
+    carry(settings, "apply", args, scenario, **how)
 
 
 @click.command()
 @scenario_option
 @click.option("--model", help="go back to this earlier model; default: the one before")
-@_sending
+@sending
 def rollback(*, settings: Settings, scenario: str, model: str | None, **how: Any) -> None:
     """Go back to the model that was live before."""
-    _carry(settings, "rollback", Rollback(model_id=model), scenario, **how)
+    carry(settings, "rollback", Rollback(model_id=model), scenario, **how)
 
 
 @click.command()
 @scenario_option
-@_sending
+@sending
 def rebuild(*, settings: Settings, scenario: str, **how: Any) -> None:
     """Make all episodes and statistics again from the log."""
-    _carry(settings, "rebuild", Rebuild(), scenario, **how)
+    carry(settings, "rebuild", Rebuild(), scenario, **how)
 
 
 @click.command()
 @any_scenario_option
 @click.option("--worker", "worker_id", help="only this worker")
 @click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
-@_sending
+@sending
 def pause(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
     """Take in no more records, start no more trainings, or both. A paused intake ends with a restart."""
-    _carry(settings, "pause", Pause(what=what), scenario, worker_id=worker_id, **how)
+    carry(settings, "pause", Pause(what=what), scenario, worker_id=worker_id, **how)
 
 
 @click.command()
 @any_scenario_option
 @click.option("--worker", "worker_id", help="only this worker")
 @click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
-@_sending
+@sending
 def resume(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
     """The end of a pause."""
-    _carry(settings, "resume", Resume(what=what), scenario, worker_id=worker_id, **how)
+    carry(settings, "resume", Resume(what=what), scenario, worker_id=worker_id, **how)
 
 
 @click.command()
 @any_scenario_option
 @click.option("--worker", "worker_id", help="only this worker")
-@_sending
+@sending
 def shutdown(*, settings: Settings, scenario: str | None, worker_id: str | None, **how: Any) -> None:
     """Drain and stop."""
-    _carry(settings, "shutdown", Shutdown(), scenario, worker_id=worker_id, **how)
-
-
-@click.command("replay")
-@scenario_option
-@click.option("--reason", help="only entries with this reason code")
-@click.option("--entry", "entry_ids", type=int, multiple=True, help="only this entry; may be given often")
-@click.option("--limit", type=click.IntRange(1), help="at most so many")
-@_sending
-def replay(
-    *, settings: Settings, scenario: str, reason: str | None, entry_ids: tuple[int, ...], limit: int | None, **how: Any
-) -> None:
-    """Send quarantined messages through the checks again; safe to repeat."""
-    args = ReplayQuarantine(reason=reason, entry_ids=list(entry_ids) or None, limit=limit)
-    _carry(settings, "replay-quarantine", args, scenario, **how)
+    carry(settings, "shutdown", Shutdown(), scenario, worker_id=worker_id, **how)

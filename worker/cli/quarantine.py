@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
+from worker.cli.commands import carry, sending
 from worker.cli.common import (
     PLACES,
     any_scenario_option,
@@ -13,12 +15,14 @@ from worker.cli.common import (
     print_json,
     reading_store,
     run_async,
+    scenario_option,
     settings_options,
     table,
     when,
 )
 from worker.errors import NotFound
 from worker.settings import Settings
+from worker.wire.commands import ReplayQuarantine
 
 
 @click.group()
@@ -91,3 +95,17 @@ async def _show(settings: Settings, entry_id: int, only_body: bool, as_json: boo
         # repr: a hostile body must not write control sequences to the terminal.
         rows = [(n, repr(getattr(entry, n)) if n == "body" else getattr(entry, n)) for n in entry.__struct_fields__]
         table(f"Quarantine entry {entry_id}", ("field", "value"), rows, empty="")
+
+
+@quarantine.command("replay")
+@scenario_option
+@click.option("--reason", help="only entries with this reason code")
+@click.option("--entry", "entry_ids", type=int, multiple=True, help="only this entry; may be given often")
+@click.option("--limit", type=click.IntRange(1), help="at most so many")
+@sending
+def replay(
+    *, settings: Settings, scenario: str, reason: str | None, entry_ids: tuple[int, ...], limit: int | None, **how: Any
+) -> None:
+    """Send quarantined messages through the checks again; safe to repeat."""
+    args = ReplayQuarantine(reason=reason, entry_ids=list(entry_ids) or None, limit=limit)
+    carry(settings, "replay-quarantine", args, scenario, **how)
