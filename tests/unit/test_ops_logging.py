@@ -60,7 +60,7 @@ def test_a_lost_connection_leaves_no_stack_of_the_client_library(capsys: pytest.
         refuse()
     except ConnectionError as error:
         logging.getLogger("aiormq.connection").warning("reader exited", exc_info=error)
-        logging.getLogger("aiormq.connection").error("broken", exc_info=error)
+        logging.getLogger("aiormq.connection").log(logging.ERROR, "broken", exc_info=error)
     lost, broken = map(orjson.loads, capsys.readouterr().err.splitlines())
     assert (lost["event"], "exception" in lost) == ("reader exited", False)
     assert "Traceback" in broken["exception"]
