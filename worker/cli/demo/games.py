@@ -96,7 +96,7 @@ GAMES = {
             won=lambda reward, ended: ended and reward > 0,
             session_games=20,
             pace=350.0,
-            trust=100,
+            trust=300,
         ),
         Game(
             name="blackjack",

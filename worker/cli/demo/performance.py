@@ -72,9 +72,7 @@ class Performance:
 
     async def perform(self) -> Outcome:
         """Play, and tell what was measured. Raises `DemoFailed`; the logs are kept then."""
-        self.directory.mkdir(parents=True, mode=0o700)
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._remove_queues)
             try:
                 await self._run(stack)
             except BaseExceptionGroup as errors:
@@ -91,8 +89,11 @@ class Performance:
 
     async def _run(self, stack: AsyncExitStack) -> None:
         state, say = self.state, self._screen.say
-        worker = await stack.enter_async_context(worker_process(self.directory, self._values))
+        # First of all, so that without a broker nothing is begun.
         client = await stack.enter_async_context(control_client(self._settings))
+        self.directory.mkdir(parents=True, mode=0o700)
+        stack.push_async_callback(self._remove_queues)
+        worker = await stack.enter_async_context(worker_process(self.directory, self._values))
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(watch_worker(worker, state))
             await _within(

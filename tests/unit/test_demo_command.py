@@ -1,0 +1,20 @@
+"""The demo's command where it cannot begin."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from worker.cli import cli
+from worker.errors import ConfigurationError
+
+
+def test_without_its_extra_it_says_how_to_come_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every other command works without it: nothing of it is imported at the top."""
+    # `worker.cli.demo` names the command there, which hides the module.
+    monkeypatch.setattr(sys.modules["worker.cli.demo"], "find_spec", lambda name: name == "plotext" or None)
+    error = CliRunner().invoke(cli, ["demo"]).exception
+    assert isinstance(error, ConfigurationError)
+    assert "needs gymnasium; use `make demo`" in str(error)
