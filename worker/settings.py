@@ -184,6 +184,8 @@ class Settings(BaseSettings):
                     raise ValueError(f"{place}: {name!r} is unknown; choose from {', '.join(LEARN_MODELS)}")
         if self.applicator == "webhook" and self.webhook_url is None:
             raise ValueError("SWARM_APPLICATOR: webhook needs a URL; set SWARM_WEBHOOK_URL")
+        if self.webhook_url is not None and not self.webhook_url.get_secret_value().startswith(("https://", "http://")):
+            raise ValueError("SWARM_WEBHOOK_URL: it must begin with https:// or http://")
         return self
 
     @property

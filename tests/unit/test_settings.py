@@ -67,6 +67,7 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ({"worker_id": "a b"}, "SWARM_WORKER_ID: 'a b' is no name"),
         ({"learn_models": "worker_task,nonsense"}, "'nonsense' is unknown; choose from"),
         ({"applicator": "webhook"}, "set SWARM_WEBHOOK_URL"),
+        ({"webhook_url": "ftp://host/x"}, "SWARM_WEBHOOK_URL: it must begin with"),
         ({"check_interval": "often"}, "SWARM_CHECK_INTERVAL"),
         ({"apply_mode": "always"}, "SWARM_APPLY_MODE"),
         ({"prefetch": "5000"}, "SWARM_PREFETCH"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -52,6 +53,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: How long to wait for the first word of a worker, in s.
 _FIRST_ANSWER = 15.0
 _FAILED = 1
+_SILENCE = (
+    "no word from a worker yet: its store may be away, its control key another, or no worker serves this scenario; "
+    "Ctrl-C ends the waiting, not the command"
+)
 
 
 def sending(command: F) -> F:
@@ -147,15 +152,18 @@ async def _follow(
     spinner = None if as_json or not sys.stderr.isatty() else Spinner(f"{command.command} ...", console=console())
     if spinner is not None:
         spinner.start()
+    silence = asyncio.get_running_loop().call_later(_FIRST_ANSWER, lambda: click.echo(_SILENCE, err=True))
     try:
         async with control_client(settings) as client:
             patience = timeout if wait else _FIRST_ANSWER
             async for reply in send(client, command, timeout=patience, worker_id=worker_id):
+                silence.cancel()
                 if reply.final or not wait:
                     return reply
                 if spinner is not None:
                     spinner.update(f"{command.command}: accepted by {reply.worker}")
     finally:
+        silence.cancel()
         if spinner is not None:
             spinner.stop()
     raise NoAnswer(f"nobody answered {command.command}; is a worker running, with this broker and scenario?")
