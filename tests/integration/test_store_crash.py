@@ -119,12 +119,12 @@ async def store_until_killed(url: str, cycle: int, first: int) -> None:
 def acknowledged_before_death(url: str, cycle: int, first: int) -> list[int]:
     """Start a child, kill it at a random moment after a random number of acknowledgements; all that it gave."""
     command = [sys.executable, __file__, url, str(cycle), str(first)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         # pytest-randomly seeds this and prints the seed. The first line tells that the store was opened.
-        lines = [child.stdout.readline() for _ in range(random.randint(2, 25))]  # noqa: S311 - a moment, no secret
-        time.sleep(random.random() * 0.005)  # noqa: S311 - somewhere in the midst of the next transactions
+        lines = [child.stdout.readline() for _ in range(random.randint(2, 25))]
+        time.sleep(random.random() * 0.005)
         child.send_signal(signal.SIGKILL)
         lines += child.stdout.readlines()
         errors = child.stderr.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 
@@ -15,6 +16,10 @@ from worker.life import Worker
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+#: Objects made and not freed before the collector looks for cycles. A group of 6,400 records holds 7,200 objects until
+#: it is stored, so at CPython's 700 it looked six times a group and found nothing: 6 % of the time (measured).
+_COLLECT_AFTER = 50_000
 
 
 @click.command()
@@ -29,6 +34,10 @@ def run(*, settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     worker = WorkerBuilder(settings).build()
+    # Code and libraries stay for as long as the process, so the collector need not look at them ever again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, worker)
