@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which: {', '.join(CASES)}; all where none is named")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant")
-    parser.add_argument("--memory-records", type=int, default=MILLION // 4, help="records that wait in the queue")
+    parser.add_argument("--memory-records", type=int, default=MILLION // 2, help="records that wait in the queue")
     parser.add_argument("--component-records", type=int, default=100_000, help="records for store and sink")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)

@@ -70,6 +70,7 @@ async def case(queues: Queues, emit: Emit, rounds: int) -> None:
                 "bench": "training",
                 "case": "trainings run" if training else "none runs",
                 "records_per_second": round(middle(rates[training])),
+                "cpu_us_per_record": round(middle([one.cpu_us_per_record for one in runs[training]]), 2),
                 "rounds": rounds,
             }
             | (
