@@ -1,7 +1,5 @@
 """The learning store over a store that holds sessions and counts."""
 
-
-
 from __future__ import annotations
 
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Triggers: when they fire, what they say of it, and their text."""
 
-
-
 from __future__ import annotations
 
 import random
