@@ -67,8 +67,9 @@ $(UV):
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 
+# With the extras: types are checked of the demo and the bench too.
 $(VENV)/.with-dev: $(UV) pyproject.toml uv.lock
-	@$(UV) sync --locked --inexact --quiet --extra demo && touch $@
+	@$(UV) sync --locked --inexact --quiet --extra demo --extra bench && touch $@
 
 $(VENV)/.with-demo: $(UV) pyproject.toml uv.lock
 	@$(UV) sync --locked --inexact --quiet --no-dev --extra demo && touch $@
