@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Protocol
 
@@ -33,14 +34,15 @@ async def collect(
         session for session in newest if not holdout(holdout_key(scenario, session.record.session_id), config.holdout)
     ]
     graphs = await store.graphs(scenario, latest=_GRAPHS)
-    train = await store.counts(scenario, holdout=False)
-    held_out = await store.counts(scenario, holdout=True)
+    # Sorted in a thread, since ingest runs on this loop.
+    train = await asyncio.to_thread(count_rows, await store.counts(scenario, holdout=False))
+    held_out = await asyncio.to_thread(count_rows, await store.counts(scenario, holdout=True))
     return TrainingInput(
         run_id=run.run_id,
         kind=run.kind,
         analysis=AnalysisInput(
             scenario=scenario,
-            counts=count_rows(train),
+            counts=train,
             sessions=[EndedSession(record=one.record, received_at_ms=one.received_at_ms) for one in sessions],
             graphs=[
                 PlacedGraph(
@@ -52,7 +54,7 @@ async def collect(
             window=Window(lo=run.window_lo, hi=max(run.window_hi, facts.last_batch_no)),
             updated_at_ms=facts.last_record_at_ms or 0,
         ),
-        holdout=count_rows(held_out),
+        holdout=held_out,
         champion=champion,
         config=config,
         facts=FrozenFacts(

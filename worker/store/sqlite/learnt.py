@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from worker.episodes.episode import Episode
-from worker.learning.counts import CountKey, Counts
+from worker.learning.counts import CountKey, Counts, Source
 from worker.store.port import EpisodeFilter, PendingGraph, RollingOutcomes, ScenarioFacts, Session
 from worker.store.record_rows import LEARN_STATS, record_from
 from worker.store.sql import load_statements
@@ -29,6 +29,8 @@ PAGE = 1_000
 _LAST_ID = "\U0010ffff"
 
 _decode_episode = msgspec.json.Decoder(Episode).decode
+#: Typed, so that the names come as tuples: 52 ms for 27,000 counts where untyped took 88.
+_decode_counts = msgspec.json.Decoder(list[tuple[Source, str, tuple[str, ...], int]]).decode
 
 
 class Learnt(Role):
@@ -107,13 +109,8 @@ class Learnt(Role):
     ) -> Counts:
         """The aggregates, summed over days."""
         parameters = {"scenario": scenario, "holdout": holdout, "since_day": since_day}
-        found = await self._database.read(lambda db: db.execute(SQL["counts"], parameters).fetchone()[0])
-        return Counter(
-            {
-                CountKey(source, measure, tuple(names)): value
-                for source, measure, names, value in msgspec.json.decode(found)
-            }
-        )
+        # Made in the reader's thread: of a scenario with a thousand action names it takes 50 ms, and ingest is waiting.
+        return await self._database.read(lambda db: _counts(db.execute(SQL["counts"], parameters).fetchone()[0]))
 
     async def scenarios(self) -> list[str]:
         """Every scenario that anything was stored for, by name."""
@@ -136,6 +133,10 @@ class Learnt(Role):
 
         count, success_rate, avg_score = await self._database.read(read)
         return RollingOutcomes(count, success_rate, avg_score) if count else None
+
+
+def _counts(found: str) -> Counts:
+    return Counter({CountKey(source, measure, names): value for source, measure, names, value in _decode_counts(found)})
 
 
 def _facts(row: tuple[Any, ...]) -> ScenarioFacts:
