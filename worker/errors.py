@@ -71,6 +71,20 @@ class ApplyFailed(WorkerError):
 class NotFound(WorkerError):
     """There is nothing under this name."""
 
+    exit_code = 1
+
+
+class NoListener(NotFound):
+    """No worker listens to this routing key: none runs, or not with this broker, scenario or name."""
+
+    exit_code = 75
+
+
+class CommandFailed(WorkerError):
+    """A worker refused a command, or failed at it."""
+
+    exit_code = 1
+
 
 class NoAnswer(WorkerError):
     """No worker answered in time; the command may still be carried out."""

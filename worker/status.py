@@ -148,8 +148,12 @@ class StatusReporter:
             "trigger_errors": state.trigger_errors,
             "last_trigger_error": state.last_trigger_error,
             "training_paused": state.paused,
-            "doing": "taking in records"
+            "doing": self._doing(name)
             if current is None
             else f"training {current.run.run_id}: {current.progress:.0%} {current.text}",
             "waiting_for": await self.scheduler.waiting_for(name),
         }
+
+    def _doing(self, name: str) -> str:
+        held = self.intake.reasons(name)
+        return f"taking in no records: {'; '.join(held)}" if held else "taking in records"

@@ -15,7 +15,7 @@ from worker.broker.port import OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.topology import ensure_topology, reply_queue, temporary_queue
-from worker.errors import BrokerRefused, NoAnswer, NotFound, PublishFailed
+from worker.errors import BrokerRefused, NoAnswer, NoListener, PublishFailed
 from worker.wire.commands import Reply, decode_reply
 from worker.wire.names import CONTROL_EXCHANGE
 
@@ -80,7 +80,7 @@ class ControlClient:
         With `workers=None` (how many there are is not known) it listens until `timeout`, and ends quietly if anybody
         answered. The same command is sent again after a loss of the connection: its id makes that safe.
 
-        Raises `NotFound` where nobody listens, `NoAnswer` after `timeout` seconds, `BrokerRefused` without permission.
+        Raises `NoListener` where nobody listens, `NoAnswer` after `timeout` seconds, `BrokerRefused` where it may not.
         """
         message = OutgoingMessage(
             exchange=CONTROL_EXCHANGE,
@@ -127,9 +127,7 @@ class ControlClient:
                 await self._publisher.publish(message)
             except PublishFailed as error:
                 if error.reason in ("returned", "no_exchange"):
-                    raise NotFound(
-                        f"no worker listens to {message.routing_key!r}; is one running, with this broker and scenario?"
-                    ) from error
+                    raise NoListener(_nobody(message.routing_key)) from error
                 if error.reason == "refused":
                     raise BrokerRefused(f"the command was not taken: {error}") from error
                 log.info("command_sent_again", command_id=message.message_id, error=str(error))
@@ -154,3 +152,9 @@ class ControlClient:
         answers = self._waiting.get(reply.command_id)
         if answers is not None:
             answers.put_nowait(Answer(**msgspec.structs.asdict(reply), worker=inbound.headers.get("worker", "")))
+
+
+def _nobody(routing_key: str) -> str:
+    kind, _, name = routing_key.partition(".")
+    who = {"worker": f"is named {name}", "job": f"serves {name}", "scenario": f"serves {name}"}.get(kind, "runs")
+    return f"no worker listens to {routing_key!r}: none {who} at this broker; start one, or check SWARM_AMQP_URL"

@@ -21,6 +21,7 @@ from worker.cli.common import (
     PLACES,
     any_scenario_option,
     console,
+    flat,
     json_option,
     print_json,
     run_async,
@@ -53,6 +54,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: How long to wait for the first word of a worker, in s.
 _FIRST_ANSWER = 15.0
 _FAILED = 1
+_ENDED = {"done": "was done by", "refused": "was refused by", "failed": "failed at"}
 _SILENCE = (
     "no word from a worker yet: its store may be away, its control key another, or no worker serves this scenario; "
     "Ctrl-C ends the waiting, not the command"
@@ -138,10 +140,10 @@ def carry(
     elif reply.status == "accepted":
         click.echo(f"{name} was accepted by {reply.worker}; --wait shows what comes of it")
     elif reply.error:
-        click.echo(f"{name} was {reply.status} by {reply.worker}: {reply.error}", err=True)
+        click.echo(f"swarm-worker: {name} {_ENDED[reply.status]} {reply.worker}: {reply.error}", err=True)
     else:
-        rows = [(key, value) for key, value in reply.result.items() if value is not None]
-        table(f"{name}: {reply.status} by {reply.worker}", ("what", "value"), rows, empty=f"{name}: {reply.status}")
+        title = f"{name}: {reply.status} by {reply.worker}"
+        table(title, ("what", "value"), flat(reply.result), empty=title)
     if reply.status in ("refused", "failed"):
         sys.exit(_FAILED)
 
@@ -197,7 +199,7 @@ def apply(*, settings: Settings, scenario: str, model: str | None, force: bool, 
 
 @click.command()
 @scenario_option
-@click.option("--model", help="go back to this earlier model; default: the one before")
+@click.option("--model", help="id or version of an earlier model; default: the one before")
 @sending
 def rollback(*, settings: Settings, scenario: str, model: str | None, **how: Any) -> None:
     """Go back to the model that was live before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
@@ -15,9 +15,10 @@ import msgspec
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from worker.clock import SystemClock
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, NotFound
 from worker.ops.logging import configure_logging
 from worker.settings import Settings, load_settings
 from worker.store import open_store
@@ -110,6 +111,14 @@ def one_scenario(scenario: str | None, settings: Settings) -> str:
     raise ConfigurationError("which scenario? say --scenario NAME, or set SWARM_SCENARIOS to a single one")
 
 
+async def known_scenario(store: Store, scenario: str) -> None:
+    """`NotFound` where nothing was ever stored of a scenario: its name is mistyped, or it is another store."""
+    known = await store.scenarios()
+    if scenario not in known:
+        there = f"it knows {', '.join(known)}" if known else "nothing was stored yet"
+        raise NotFound(f"the store knows no scenario {scenario!r}; {there}")
+
+
 def plain(value: Any) -> Any:
     """Structs, enums and bytes as JSON values."""
     return msgspec.to_builtins(value, enc_hook=_encode)
@@ -129,12 +138,40 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """A table for people, or one line that says why there is none."""
-    drawn = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    drawn = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
-    console().print(drawn if drawn.row_count else empty)
+        drawn.add_row(*(Text(shown(cell)) for cell in row))
+    if drawn.row_count:
+        # Not as the table's own title: that wraps at the table's width, and some tables are narrow.
+        console().print(title, style="italic", markup=False)
+        console().print(drawn)
+    else:
+        console().print(empty, markup=False, soft_wrap=True)
+
+
+def shown(value: Any) -> str:
+    """A value as a person would write it: yes rather than True, words rather than Python's lists."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    # Names come from whoever may publish: none of them writes control sequences to the terminal.
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(value))
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Rows of a table from a document, whatever its depth: `gate.verdict`, and times as people read them."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{name}.")
+        elif name.endswith("_at_ms"):
+            yield f"{above}{name.removesuffix('_ms')}", when(value)
+        elif value is not None:
+            yield above + name, value
 
 
 def when(milliseconds: int | None) -> str:

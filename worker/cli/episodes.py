@@ -10,6 +10,7 @@ from worker.cli.common import (
     PLACES,
     default_scenario_option,
     json_option,
+    known_scenario,
     one_scenario,
     print_json,
     reading_store,
@@ -43,7 +44,11 @@ def episodes(*, settings: Settings, scenario: str | None, limit: int, as_json: b
 async def _episodes(settings: Settings, scenario: str, where: EpisodeFilter, as_json: bool) -> None:
     async with reading_store(settings) as store:
         found = [episode async for episode in store.episodes(scenario, where)]
-        total = await store.count_episodes(scenario, EpisodeFilter())
+        if not found:
+            await known_scenario(store, scenario)
+        # Of those that were asked for, and whether there are others.
+        total = await store.count_episodes(scenario, where)
+        any_there = await store.count_episodes(scenario, EpisodeFilter()) > 0
     if as_json:
         print_json(found)
         return
@@ -62,7 +67,9 @@ async def _episodes(settings: Settings, scenario: str, where: EpisodeFilter, as_
             )
             for e in found
         ),
-        empty="No episode yet: none of the tasks is over, or none was long enough.",
+        empty="No episode is like that."
+        if any_there
+        else "No episode yet: none of the tasks is over, or none was long enough.",
     )
 
 
@@ -85,6 +92,8 @@ async def _sessions(
 ) -> None:
     async with reading_store(settings) as store:
         found = await store.sessions(scenario, latest=limit, group_id=group_id, phase=phase)
+        if not found:
+            await known_scenario(store, scenario)
     if as_json:
         print_json(
             [

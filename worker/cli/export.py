@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 import click
@@ -11,6 +12,7 @@ import orjson
 from worker.cli.common import (
     PLACES,
     default_scenario_option,
+    known_scenario,
     one_scenario,
     plain,
     reading_store,
@@ -26,6 +28,8 @@ from worker.training.exports import TrainingDataExport
 from worker.wire.codec import record_to_json
 
 Write = Callable[[bytes], int]
+#: Lines of why episodes gave no example.
+_REASONS = 5
 
 
 @click.group()
@@ -47,6 +51,7 @@ def records(*, settings: Settings, scenario: str | None, type_: str | None, task
 async def _records(settings: Settings, scenario: str, type_: str | None, task_id: str | None, after: int) -> None:
     write: Write = sys.stdout.buffer.write
     async with reading_store(settings) as store:
+        await known_scenario(store, scenario)
         async for stored in store.records(scenario, type_=type_, task_id=task_id, after=after):
             write(record_to_json(stored.record, stored.nulls))
             write(b"\n")
@@ -64,6 +69,7 @@ def episodes(*, settings: Settings, scenario: str | None, learn_model: str | Non
 
 async def _episodes(settings: Settings, scenario: str, learn_model: str | None) -> None:
     async with reading_store(settings) as store:
+        await known_scenario(store, scenario)
         async for episode in store.episodes(scenario, EpisodeFilter(learn_model=learn_model)):
             sys.stdout.buffer.write(orjson.dumps(plain(episode)) + b"\n")
     sys.stdout.buffer.flush()
@@ -83,6 +89,7 @@ def training_data(
 
 async def _training_data(settings: Settings, scenario: str, learn_model: str | None, min_score: float | None) -> None:
     async with reading_store(settings) as store:
+        await known_scenario(store, scenario)
         seen = actions_seen(await store.counts(scenario))
         models = [model for model in learn_models_of(settings, scenario, seen) if learn_model in (None, model.name)]
         if not models:
@@ -93,5 +100,6 @@ async def _training_data(settings: Settings, scenario: str, learn_model: str | N
         async for line in export.lines(EpisodeFilter(min_score=min_score)):
             sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
-    excluded = len(export.excluded)
-    click.echo(f"{export.examples} examples; {excluded} episodes gave none (only successes teach)", err=True)
+    click.echo(f"{export.examples} examples; {len(export.excluded)} episodes were left out", err=True)
+    for reason, times in Counter(excluded.reason for excluded in export.excluded).most_common(_REASONS):
+        click.echo(f"  {times}: {reason}", err=True)

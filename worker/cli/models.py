@@ -8,7 +8,9 @@ from worker.cli.common import (
     PLACES,
     any_scenario_option,
     default_scenario_option,
+    flat,
     json_option,
+    known_scenario,
     one_scenario,
     print_json,
     reading_store,
@@ -19,6 +21,7 @@ from worker.cli.common import (
 )
 from worker.errors import NotFound
 from worker.settings import Settings
+from worker.store.port import Model, Store
 
 
 @click.group(invoke_without_command=True)
@@ -36,6 +39,8 @@ def models(context: click.Context, *, settings: Settings, scenario: str | None, 
 async def _list(settings: Settings, scenario: str | None, limit: int, as_json: bool) -> None:
     listed = []
     async with reading_store(settings) as store:
+        if scenario is not None:
+            await known_scenario(store, scenario)
         for name in [scenario] if scenario else await store.scenarios():
             aliases = await store.aliases(name)
             for model in await store.models(name, limit=limit):
@@ -60,26 +65,32 @@ def _fields(model: object) -> dict[str, object]:
 
 
 @models.command("show")
-@click.argument("model_id")
+@click.argument("model")
+@default_scenario_option
 @json_option
 @settings_options(*PLACES)
-def show(*, settings: Settings, model_id: str, as_json: bool) -> None:
-    """Show one model: lineage, metrics, the gate's reasons."""
-    run_async(_show(settings, model_id, as_json))
+def show(*, settings: Settings, model: str, scenario: str | None, as_json: bool) -> None:
+    """Show one model (its id, or a scenario's version or alias): lineage, metrics, the gate's reasons."""
+    run_async(_show(settings, model, scenario, as_json))
 
 
-async def _show(settings: Settings, model_id: str, as_json: bool) -> None:
+async def _show(settings: Settings, name: str, scenario: str | None, as_json: bool) -> None:
     async with reading_store(settings) as store:
-        model = await store.model(model_id)
-    if model is None:
-        raise NotFound(f"there is no model {model_id!r}; list them with: swarm-worker models")
+        model = await store.model(name)
+        if model is None:
+            model = await _by_version_or_alias(store, name, one_scenario(scenario, settings))
     if as_json:
         print_json(_fields(model))
-        return
-    rows = [(name, value) for name, value in _fields(model).items() if name not in ("lineage", "metrics")]
-    rows += [(f"lineage.{name}", value) for name, value in model.lineage.items()]
-    rows += [(f"metrics.{name}", value) for name, value in model.metrics.items()]
-    table(f"Model {model.model_id}", ("field", "value"), rows, empty="")
+    else:
+        table(f"Model {model.version} of {model.scenario}", ("field", "value"), flat(_fields(model)), empty="")
+
+
+async def _by_version_or_alias(store: Store, name: str, scenario: str) -> Model:
+    model_id = (await store.aliases(scenario)).get(name)
+    for model in await store.models(scenario):
+        if model.model_id == model_id or str(model.version) == name:
+            return model
+    raise NotFound(f"scenario {scenario} has no model {name!r}; list them with: swarm-worker models")
 
 
 @models.command("history")
@@ -93,15 +104,27 @@ def history(*, settings: Settings, scenario: str | None, as_json: bool) -> None:
 
 async def _history(settings: Settings, scenario: str, as_json: bool) -> None:
     async with reading_store(settings) as store:
+        await known_scenario(store, scenario)
         deployments = await store.deployments(scenario)
+        versions = {model.model_id: model.version for model in await store.models(scenario)}
     if as_json:
         print_json(deployments)
         return
     table(
         f"Deployments of {scenario}",
-        ("at", "action", "model", "before", "state", "by", "forced", "target", "detail"),
+        ("at", "action", "version", "before", "state", "forced", "by", "target", "detail"),
         (
-            (when(d.at_ms), d.action, d.model_id, d.previous_model_id, d.state, d.by, d.forced, d.target, d.detail)
+            (
+                when(d.at_ms),
+                d.action,
+                versions.get(d.model_id, d.model_id),
+                versions.get(d.previous_model_id or "", d.previous_model_id),
+                d.state,
+                d.forced,
+                d.by.partition(" ")[0],  # the command's id is in the JSON
+                d.target,
+                d.detail,
+            )
             for d in deployments
         ),
         empty="Nothing was applied yet.",

@@ -11,7 +11,9 @@ from worker.cli.commands import carry, sending
 from worker.cli.common import (
     PLACES,
     any_scenario_option,
+    flat,
     json_option,
+    known_scenario,
     print_json,
     reading_store,
     run_async,
@@ -48,6 +50,8 @@ async def _list(
     settings: Settings, scenario: str | None, reason: str | None, limit: int, pending: bool, as_json: bool
 ) -> None:
     async with reading_store(settings) as store:
+        if scenario is not None:
+            await known_scenario(store, scenario)
         entries = await store.quarantine_list(scenario, reason=reason, limit=limit, pending_only=pending)
     if as_json:
         print_json([{n: getattr(e, n) for n in e.__struct_fields__ if n != "body"} for e in entries])
@@ -93,8 +97,8 @@ async def _show(settings: Settings, entry_id: int, only_body: bool, as_json: boo
         print_json(entry)
     else:
         # repr: a hostile body must not write control sequences to the terminal.
-        rows = [(n, repr(getattr(entry, n)) if n == "body" else getattr(entry, n)) for n in entry.__struct_fields__]
-        table(f"Quarantine entry {entry_id}", ("field", "value"), rows, empty="")
+        fields = {n: repr(getattr(entry, n)) if n == "body" else getattr(entry, n) for n in entry.__struct_fields__}
+        table(f"Quarantine entry {entry_id}", ("field", "value"), flat(fields), empty="")
 
 
 @quarantine.command("replay")

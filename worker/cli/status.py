@@ -8,7 +8,7 @@ import click
 
 from worker.cli.commands import control_client, make_command, send
 from worker.cli.common import PLACES, json_option, print_json, reading_store, run_async, settings_options, table, when
-from worker.errors import NotFound, WorkerError
+from worker.errors import BrokerUnreachable, CommandFailed, NoAnswer, NoListener
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
 from worker.wire.commands import Status
@@ -31,14 +31,17 @@ def status(*, settings: Settings, worker_id: str | None, stored: bool, as_json: 
 
 
 async def _ask(settings: Settings, worker_id: str | None) -> dict[str, Any]:
-    async with control_client(settings) as client:
-        command = make_command("status", Status(), None)
-        async for reply in send(client, command, timeout=_TIMEOUT, worker_id=worker_id):
-            if reply.status == "done":
-                return reply.result
-            if reply.final:
-                raise WorkerError(f"status was {reply.status} by {reply.worker}: {reply.error}")
-    raise NotFound("no worker answered; `swarm-worker status --stored` asks the store instead")
+    try:
+        async with control_client(settings) as client:
+            command = make_command("status", Status(), None)
+            async for reply in send(client, command, timeout=_TIMEOUT, worker_id=worker_id):
+                if reply.status == "done":
+                    return reply.result
+                if reply.final:
+                    raise CommandFailed(f"{reply.worker} {reply.status} to tell its status: {reply.error}")
+    except (BrokerUnreachable, NoAnswer, NoListener) as error:
+        raise type(error)(f"{error}; `swarm-worker status --stored` asks the store instead") from error
+    raise NoAnswer("no worker answered; `swarm-worker status --stored` asks the store instead")
 
 
 async def _stored(settings: Settings) -> dict[str, Any]:
@@ -88,7 +91,10 @@ def _show(report: dict[str, Any]) -> None:
     )
     for name, s in report["scenarios"].items():
         if "doing" in s:
-            click.echo(f"\n{name}: {s['doing']}; the next training waits for {s['waiting_for']}")
-            click.echo(f"  trigger {s['trigger']}; consumer {s['consumer']}; {s['queue_depth']} messages in the queue")
+            click.echo(f"\n{name}: {s['doing']}; {s['queue_depth']} messages in the queue")
+            if not s["consumer_up"] and not s["held_because"]:
+                click.echo(f"  consumer: {s['consumer']}")
+            click.echo(f"  trigger: {s['trigger']}")
+            click.echo(f"  next training: {s['waiting_for']}")
             if s.get("last_trigger_error"):
                 click.echo(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")
