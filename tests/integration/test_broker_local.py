@@ -41,6 +41,22 @@ def test_a_command_that_is_asked_to_end_is_waited_for(amqp_url: str, number: sig
         assert process.wait(timeout=20) == 3
 
 
+def test_wrong_use_is_told_before_any_broker_is_started() -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "worker.broker.local", *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, "SWARM_AMQP_URL": "amqp://nobody@localhost:1/"},
+            check=False, timeout=30, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    assert run("--help")[0] == 0
+    assert run("--")[0] == 64
+    assert run("--", "no-such-command") == (
+        127, "broker: there is no command 'no-such-command' to run beside a broker\n"
+    )  # fmt: skip
+
+
 def test_a_command_that_a_signal_ended_says_so_as_shells_do(amqp_url: str) -> None:
     command = [sys.executable, "-m", "worker.broker.local", "--", "/bin/sh", "-c", "kill -9 $$"]
     done = subprocess.run(command, env={**os.environ, "SWARM_AMQP_URL": amqp_url}, check=False, timeout=30)

@@ -23,6 +23,7 @@ from worker.errors import BrokerRefused, BrokerUnreachable
 
 LOCALHOST = "amqp://guest:guest@localhost:5672/"
 DEFAULT_IMAGE = "rabbitmq:4"
+_USAGE = "usage: python -m worker.broker.local -- COMMAND...\n\nRun COMMAND beside a broker, SWARM_AMQP_URL set."
 _START_TIMEOUT = 90.0
 _PULL_TIMEOUT = 300.0
 
@@ -206,12 +207,17 @@ def main(arguments: list[str]) -> int:
     command = arguments[1:] if arguments[:1] == ["--"] else arguments
     # While the broker is started, that it ends with us: by default SIGTERM ends Python without any cleaning up.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    if not command:
-        sys.stderr.write("usage: python -m worker.broker.local -- COMMAND...\n")
-        return 64
+    if not command or command[0] in ("-h", "--help"):
+        (sys.stdout if command else sys.stderr).write(f"{_USAGE}\n")
+        return 0 if command else 64
+    if shutil.which(command[0]) is None:
+        _say(f"there is no command {command[0]!r} to run beside a broker")
+        return 127
     try:
         with local_broker() as broker:
             _say(f"using {broker.found}")
+            if broker.control:  # ours, so nobody else knows where it is
+                _say(f"for commands in another shell: export SWARM_AMQP_URL={broker.url}")
             return _run(command, {**os.environ, "SWARM_AMQP_URL": broker.url})
     except (BrokerRefused, BrokerUnreachable) as error:
         _say(str(error))

@@ -42,8 +42,9 @@ class BrokerUrl:
 
     @property
     def masked(self) -> str:
-        """For logs and messages: everything but the password."""
-        return str(self._url("***"))
+        """For logs and messages: everything but the password; the default virtual host as people write it."""
+        shown = self._url("***")
+        return str(shown.with_path("/") if self.vhost == "/" else shown)
 
     def dial(self, role: str) -> URL:
         """What aio-pika connects to; `role` (consume, publish, control) becomes part of the connection's name."""

@@ -35,7 +35,12 @@ def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -
 
 
 def _without_library_traces(record: logging.LogRecord) -> bool:
-    """A connection that is lost is no fault of the code: the client library's stack says nothing, three times over."""
+    """A connection that is lost is no fault of the code: the client library's stack says nothing, three times over.
+
+    That none could be made is logged by our own session, which knows the address and which attempt it was.
+    """
+    if record.name == "aiormq.connection" and str(record.msg).startswith("error when creating transport"):
+        return False
     if record.levelno < logging.ERROR and record.name.startswith(("aiormq", "aio_pika")):
         record.exc_info = None
     return True
