@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,8 @@ async def test_the_file_of_another_program_is_refused(path: Path) -> None:
     with pytest.raises(ConfigurationError, match="another program"):
         await store.open()
     await store.close()
-    assert sqlite3.connect(path).execute("SELECT count(*) FROM theirs").fetchone() == (0,)
+    with closing(sqlite3.connect(path)) as theirs:
+        assert theirs.execute("SELECT count(*) FROM theirs").fetchone() == (0,)
 
 
 def test_a_migration_is_carried_out_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -130,6 +132,7 @@ def test_a_migration_is_carried_out_whole_or_not_at_all(tmp_path: Path) -> None:
         migrate(connection, tmp_path)
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema")]
     assert (tables, schema_version(connection), connection.in_transaction) == (["good"], 1, False)
+    connection.close()
     (tmp_path / "0002_bad.sql").write_text("CREATE TABLE half (n);")
     assert migrate(connection, tmp_path) == [2]
     assert migrate(connection, tmp_path) == []
