@@ -132,7 +132,6 @@ def test_a_migration_is_carried_out_whole_or_not_at_all(tmp_path: Path) -> None:
         migrate(connection, tmp_path)
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema")]
     assert (tables, schema_version(connection), connection.in_transaction) == (["good"], 1, False)
-    connection.close()
     (tmp_path / "0002_bad.sql").write_text("CREATE TABLE half (n);")
     assert migrate(connection, tmp_path) == [2]
     assert migrate(connection, tmp_path) == []
