@@ -11,6 +11,7 @@ from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.url import parse_amqp_url
 from worker.client.following import EventFollower
+from worker.client.logs import follow_the_programs_logging
 from worker.client.publisher import PublisherLimits, RecordPublisher
 from worker.clock import Clock
 
@@ -34,6 +35,7 @@ async def connect_publisher(
     Needs the right to write to the exchange `swarm.records`, nothing else; while no worker has made it yet, batches
     wait in the spool. Raises `BrokerUnreachable`, `BrokerRefused`, `ConfigurationError`.
     """
+    follow_the_programs_logging()
     url = parse_amqp_url(amqp_url, ca_file=ca_file, allow_plaintext=allow_plaintext)
     session = Session("publish", url, start_timeout=start_timeout)
     await session.start()
