@@ -100,7 +100,8 @@ class Projector:
             digest = rules_digest(self._rules_of(scenario), self._models_of(scenario))
             before = await self._store.projected_under(scenario)
             if before != digest:
-                log.info("projections_dropped", scenario=scenario, rules=digest, before=before)
+                if before is not None:  # else a new scenario: there is nothing to drop
+                    log.info("projections_dropped", scenario=scenario, rules=digest, before=before)
                 await self._store.rebuild(scenario, under=digest)
 
     def wake(self) -> None:

@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     scenarios: CommaList = Field((), description="scenarios to serve, comma-separated")
     worker_id: str = Field(default_factory=default_worker_id, description="this worker's name, stable across restarts")
     scenario_options: Annotated[dict[str, ScenarioOptions], NoDecode, BeforeValidator(_parse_object)] = Field(
-        {}, description="JSON: settings per scenario"
+        {}, description='JSON, per scenario: {"checkout": {"trigger": "count(20)"}}'
     )
 
     # -- ingest
@@ -126,12 +126,15 @@ class Settings(BaseSettings):
 
     # -- trigger and runs
     check_interval: PositiveDuration = Field(10.0, description="how often triggers are evaluated")
-    trigger: str = Field("count(100) or every(1h)", description="when to train")
-    processor_mode: str = Field("offline", description="offline, lora or full")
+    trigger: str = Field(
+        "count(100) or every(1h)",
+        description="when to train: count(N), every(1h), quality(0.6), drift, manual, never, always, and, or, ( )",
+    )
+    processor_mode: str = Field("offline", description="what to train; lora and full are not there yet")
     max_sessions: int = Field(20, ge=1, description="newest sessions an analysis reads")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of episodes held out for the gate")
     gate_strategy: Literal["no_regression", "improvement", "absolute"] = Field(
-        "no_regression", description="the gate's rule"
+        "no_regression", description="what a model must reach on sessions held out"
     )
     gate_threshold: float | None = Field(
         None, gt=0, description="improvement: factor, default 1.1; absolute: rate, default 0.8"
@@ -145,7 +148,9 @@ class Settings(BaseSettings):
 
     # -- apply
     apply_mode: Literal["manual", "auto"] = Field("manual", description="auto applies what the gate blesses")
-    applicator: Literal["files", "webhook", "noop"] = Field("files", description="how a model reaches those who use it")
+    applicator: Literal["files", "webhook", "noop"] = Field(
+        "files", description="how a model reaches those who use it; noop is for tests"
+    )
     webhook_url: SecretStr | None = Field(None, description="where the webhook applicator posts")
     webhook_key: SecretStr | None = Field(None, description="HMAC key that signs what the webhook applicator posts")
     max_history: int = Field(5, ge=1, description="models kept for rollback")

@@ -53,8 +53,8 @@ class _Commands(click.Group):
 def cli() -> None:
     """The swarm learning worker: records in over RabbitMQ, models and learning events out.
 
-    Exit codes: 0 clean, 1 a command was refused or failed, 2 wrong usage, 70 internal, 75 broker or store never
-    reachable, 78 configuration.
+    Exit codes: 0 clean, 1 a command was refused or failed, 2 wrong usage, 70 internal, 75 broker, store or worker not
+    reached, 78 configuration.
     """
 
 

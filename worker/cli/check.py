@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 import sys
@@ -39,7 +40,10 @@ class Finding(Struct, frozen=True, kw_only=True):
 @json_option
 @settings_options()
 def check(*, settings: Settings, as_json: bool) -> None:
-    """Check everything the worker needs, changing nothing that is there; exit 78 where something is wrong."""
+    """Check everything the worker needs.
+
+    Changes nothing that is there; broker objects that are missing are made. Status 78 where something is wrong.
+    """
     findings = run_async(_collect(settings, quiet=as_json))
     bad = [finding for finding in findings if not finding.good]
     if as_json:
@@ -57,7 +61,7 @@ async def _collect(settings: Settings, *, quiet: bool) -> list[Finding]:
         if not quiet:
             mark = "[green]ok  [/green]" if finding.good else "[red]BAD [/red]"
             console().print(mark, end="")
-            console().print(f"{finding.what}: {finding.detail}", markup=False)
+            console().print(f"{finding.what}: {finding.detail}", markup=False, soft_wrap=True)
     return findings
 
 
@@ -70,6 +74,11 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     for name, meant in unknown_variables().items():
         cure = f"did you mean {meant}?" if meant else "remove it; `swarm-worker describe` lists all there are"
         yield Finding(what="settings", good=False, detail=f"{name} is no setting and has no effect; {cure}")
+    for name in settings.scenario_options.keys() - set(settings.scenarios):
+        # Options for a scenario that another worker serves are no fault.
+        for meant in difflib.get_close_matches(name, settings.scenarios, 1):
+            detail = f"SWARM_SCENARIO_OPTIONS: {name} is not served here; did you mean {meant}?"
+            yield Finding(what="settings", good=False, detail=detail)
     yield _disk(settings)
     yield await _store(settings)
     async for finding in _broker(settings):

@@ -220,7 +220,10 @@ def rebuild(*, settings: Settings, scenario: str, **how: Any) -> None:
 @click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
 @sending
 def pause(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
-    """Take in no more records, start no more trainings, or both. A paused intake ends with a restart."""
+    """Stop taking in records, starting trainings, or both.
+
+    A paused intake ends with a restart; paused trainings stay paused.
+    """
     carry(settings, "pause", Pause(what=what), scenario, worker_id=worker_id, **how)
 
 
@@ -230,7 +233,7 @@ def pause(*, settings: Settings, scenario: str | None, worker_id: str | None, wh
 @click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
 @sending
 def resume(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
-    """The end of a pause."""
+    """Go on after a pause."""
     carry(settings, "resume", Resume(what=what), scenario, worker_id=worker_id, **how)
 
 
@@ -239,5 +242,5 @@ def resume(*, settings: Settings, scenario: str | None, worker_id: str | None, w
 @click.option("--worker", "worker_id", help="only this worker")
 @sending
 def shutdown(*, settings: Settings, scenario: str | None, worker_id: str | None, **how: Any) -> None:
-    """Drain and stop."""
+    """Let the worker drain and stop."""
     carry(settings, "shutdown", Shutdown(), scenario, worker_id=worker_id, **how)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worker.cli.written import default, form
 from worker.clock import SystemClock
 from worker.errors import ConfigurationError, NotFound
 from worker.ops.logging import configure_logging
@@ -59,8 +60,10 @@ def settings_options(*names: str, serves: bool = False) -> Callable[[Callable[P,
             return command(*args, settings=settings, **kwargs)  # type: ignore[arg-type]  # ParamSpec cannot say "plus one"
 
         for name in reversed(chosen):
-            help_text = f"{Settings.model_fields[name].description} [SWARM_{name.upper()}]"
-            wrapped = click.option(f"--{name.replace('_', '-')}", name, default=None, help=help_text)(wrapped)
+            usual = f"; default: {default(name)}" if default(name) else ""
+            help_text = f"{Settings.model_fields[name].description} [SWARM_{name.upper()}{usual}]"
+            flag = f"--{name.replace('_', '-')}"
+            wrapped = click.option(flag, name, default=None, metavar=form(name), help=help_text)(wrapped)
         return wrapped
 
     return decorate

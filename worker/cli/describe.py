@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from worker import __version__
 from worker.cli.common import json_option, print_json, settings_options, table
+from worker.cli.written import written
 from worker.ops.logging import MASK, redact
 from worker.settings import Settings
 
@@ -20,7 +21,7 @@ from worker.settings import Settings
 @json_option
 @settings_options()
 def describe(*, settings: Settings, as_json: bool) -> None:
-    """Show the effective settings, secrets masked, and the versions at work."""
+    """Show the settings in force, and versions. Secrets are masked."""
     effective = masked(settings)
     versions = {
         "swarm-worker": __version__,
@@ -31,7 +32,12 @@ def describe(*, settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json({"settings": effective, "versions": versions})
         return
-    table("Settings", ("variable", "value"), ((f"SWARM_{n.upper()}", v) for n, v in effective.items()), empty="")
+    rows = []
+    for name, value in effective.items():
+        text = written(name, value)
+        rows.append((f"SWARM_{name.upper()}", text, "set" if name in settings.model_fields_set else ""))
+    table("Settings", ("variable", "value", ""), rows, empty="")
+    click.echo()
     table("Versions", ("what", "version"), versions.items(), empty="")
 
 

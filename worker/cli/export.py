@@ -44,7 +44,7 @@ def export() -> None:
 @click.option("--after", type=click.IntRange(0), default=0, help="only batches above this number")
 @settings_options(*PLACES)
 def records(*, settings: Settings, scenario: str | None, type_: str | None, task_id: str | None, after: int) -> None:
-    """Every record once, in the order stored, with exactly the fields that were sent."""
+    """Every record once, in the order stored. With exactly the fields that were sent."""
     run_async(_records(settings, one_scenario(scenario, settings), type_, task_id, after))
 
 
@@ -83,7 +83,10 @@ async def _episodes(settings: Settings, scenario: str, learn_model: str | None) 
 def training_data(
     *, settings: Settings, scenario: str | None, learn_model: str | None, min_score: float | None
 ) -> None:
-    """Examples for fine-tuning: SFT lines {"messages": [...]}, DPO lines {"prompt", "chosen", "rejected"}."""
+    """Examples for fine-tuning, SFT and DPO.
+
+    SFT lines are {"messages": [...]}, DPO lines {"prompt", "chosen", "rejected"}.
+    """
     run_async(_training_data(settings, one_scenario(scenario, settings), learn_model, min_score))
 
 

@@ -70,7 +70,10 @@ def _fields(model: object) -> dict[str, object]:
 @json_option
 @settings_options(*PLACES)
 def show(*, settings: Settings, model: str, scenario: str | None, as_json: bool) -> None:
-    """Show one model (its id, or a scenario's version or alias): lineage, metrics, the gate's reasons."""
+    """Show one model: lineage, metrics, the gate's reasons.
+
+    MODEL is its id, or the version or alias in a scenario.
+    """
     run_async(_show(settings, model, scenario, as_json))
 
 

@@ -110,6 +110,6 @@ async def _show(settings: Settings, entry_id: int, only_body: bool, as_json: boo
 def replay(
     *, settings: Settings, scenario: str, reason: str | None, entry_ids: tuple[int, ...], limit: int | None, **how: Any
 ) -> None:
-    """Send quarantined messages through the checks again; safe to repeat."""
+    """Send messages through the checks again. Safe to repeat."""
     args = ReplayQuarantine(reason=reason, entry_ids=list(entry_ids) or None, limit=limit)
     carry(settings, "replay-quarantine", args, scenario, **how)

@@ -25,9 +25,13 @@ _COLLECT_AFTER = 50_000
 @click.command()
 @settings_options(serves=True)
 def run(*, settings: Settings) -> None:
-    """Serve the scenarios of SWARM_SCENARIOS until SIGTERM, SIGINT or a shutdown command.
+    """Serve the scenarios of SWARM_SCENARIOS.
 
-    The first signal drains (at most SWARM_SHUTDOWN_GRACE), the second stops at once; nothing is lost by either.
+    Ends at SIGTERM, SIGINT or a shutdown command. The first signal drains (at most SWARM_SHUTDOWN_GRACE), the second
+    stops at once; nothing is lost by either.
+
+    Secrets are no flags: SWARM_CONTROL_KEY, SWARM_WEBHOOK_URL and SWARM_WEBHOOK_KEY are variables, or stand in .env or
+    in files of /run/secrets, as all settings may.
     """
     asyncio.run(_run(settings))
 

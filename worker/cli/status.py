@@ -22,7 +22,10 @@ _TIMEOUT = 15.0
 @json_option
 @settings_options(*PLACES)
 def status(*, settings: Settings, worker_id: str | None, stored: bool, as_json: bool) -> None:
-    """Show the statistics of each scenario, what is going on, and what the next training waits for."""
+    """Show what is stored and going on, by scenario.
+
+    And what the next training waits for. Asks a worker; without one, --stored.
+    """
     report = run_async(_stored(settings) if stored else _ask(settings, worker_id))
     if as_json:
         print_json(report)

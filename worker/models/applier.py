@@ -98,7 +98,7 @@ class Applier:
 
     async def apply(self, model: Model, *, by: str) -> ApplyResult:
         """Obey the apply mode: `auto` applies what the gate blesses, and never an older version over a newer one."""
-        if self._mode_of(model.scenario) == "manual":
+        if self._mode_of(model.scenario) == "manual" and model.gate_verdict == "blessed":
             return self._skip(model, f"apply mode is manual; apply it with: {_command(model)}")
         live = await self._registry.champion(model.scenario)
         if live is not None and live.version > model.version:

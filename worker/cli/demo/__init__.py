@@ -30,7 +30,7 @@ _FAILED, _INTERRUPTED, _TERMINATED = 1, 128 + signal.SIGINT, 128 + signal.SIGTER
 @json_option
 @settings_options("amqp_url", "amqp_ca_file", "amqp_allow_plaintext", "control_key", "log_level")
 def demo(*, settings: Settings, seconds: float, seed: int | None, keep: bool, as_json: bool) -> None:
-    """Let agents play games, learn from them, and show what the model changed.
+    """Let agents play and show what the model changed.
 
     Three swarm nodes play gymnasium's FrozenLake, Blackjack and Taxi, choose by UCB1, publish every action, and two of
     them follow the model that a worker trains and applies meanwhile. Needs a broker: `make demo` brings one.

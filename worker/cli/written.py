@@ -1,0 +1,58 @@
+"""Settings as a person writes them, `checkout,search`, `25s`, `true`: for `--help` and `describe`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+import orjson
+from pydantic import BeforeValidator, SecretStr
+
+from worker.settings import Settings, parse_duration
+
+_UNITS = (("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001))
+_PLAIN = {int: "NUMBER", float: "NUMBER", bool: "true|false"}
+#: Defaults that are made where the worker runs.
+_MADE_THERE = {"data_dir": "~/.local/share/swarm-worker", "worker_id": "the host's name"}
+
+
+def written(name: str, value: Any) -> str:
+    """A setting's value in the form that its variable and its flag take."""
+    if value is None or value == {}:
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(value)
+    if isinstance(value, float) and _is_duration(name):
+        return _duration(value)
+    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode().strip('"')
+
+
+def default(name: str) -> str:
+    """A setting's default, empty where it has none."""
+    if name in _MADE_THERE:
+        return _MADE_THERE[name]
+    value = Settings.model_fields[name].default
+    return value.get_secret_value() if isinstance(value, SecretStr) else written(name, value)
+
+
+def form(name: str) -> str:
+    """What stands for the value in a help text: the choices, or what kind it is."""
+    annotation = Settings.model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if _is_duration(name):
+        return "DURATION"
+    if get_origin(annotation) is tuple:
+        return "A,B,..."
+    return next((word for kind, word in _PLAIN.items() if kind in (annotation, *get_args(annotation))), "TEXT")
+
+
+def _is_duration(name: str) -> bool:
+    checks = Settings.model_fields[name].metadata
+    return any(isinstance(check, BeforeValidator) and check.func is parse_duration for check in checks)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in _UNITS:
+        if seconds >= length and (seconds / length).is_integer():
+            return f"{seconds / length:g}{unit}"
+    return f"{seconds:g}s"
