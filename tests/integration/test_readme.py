@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
 import pytest
 
+from worker.broker.port import OutgoingMessage
+from worker.broker.publisher import RabbitPublisher
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
 from worker.cli import cli
 from worker.life import Worker
 from worker.settings import Settings
 from worker.wire.codec import decode_batch
+from worker.wire.names import LEARNING_EXCHANGE
 from worker.wire.records import Batch
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +29,24 @@ README = (ROOT / "README.md").read_text()
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def example_event(name: str) -> OutgoingMessage:
+    """The schemas' example, of the README's scenario and under an id of its own."""
+    event = json.loads((ROOT / f"schemas/examples/learning.{name}.v1.example.json").read_text())
+    event |= {"id": str(uuid4())}
+    event["data"]["scenario"] = "checkout"
+    if name == "trained":
+        event["data"]["model"]["scenario"] = "checkout"
+        event["data"]["sha256"] = sha256(compact(event["data"]["model"])).hexdigest()
+    return OutgoingMessage(
+        exchange=LEARNING_EXCHANGE, routing_key=f"learning.{name}.checkout", message_id=event["id"],
+        body=compact(event),
+    )  # fmt: skip
+
+
+def compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def test_the_example_message_is_decoded() -> None:
@@ -47,10 +71,33 @@ async def test_the_client_example_publishes_a_session(amqp_url: str, tmp_path: P
     assert [type(record).__name__ for record in batch.records] == ["ActionRecord"] * 3 + ["LearnStatsRecord"]
 
 
+async def test_the_follower_example_prints_what_became_live(
+    amqp_url: str, new_session: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The examples of the schemas, as a worker would send them, until the example has said its word."""
+    session = await new_session("publish")
+    await ensure_topology(session, shared_objects(), "auto")
+    publisher = RabbitPublisher(session)
+    space: dict[str, Any] = {}
+    exec(blocks("python")[1], space)  # noqa: S102 - our own README
+    following = asyncio.create_task(space["follow"](amqp_url))
+    said = ""
+    try:
+        async with asyncio.timeout(30):
+            while not said and not following.done():
+                for message in (example_event("trained"), example_event("applied")):
+                    await publisher.publish(message, mandatory=False)
+                await asyncio.sleep(0.2)
+                said = capsys.readouterr().out
+    finally:
+        following.cancel()
+    assert said.startswith("model 3: after ReadLogs ['Restart']\n")
+
+
 def test_the_builder_example_builds_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SWARM_DATA_DIR", str(tmp_path))
     space: dict[str, Any] = {}
-    exec(blocks("python")[1], space)  # noqa: S102 - our own README
+    exec(blocks("python")[2], space)  # noqa: S102 - our own README
     assert isinstance(space["build"](), Worker)
 
 

@@ -13,7 +13,7 @@ import pytest
 from msgspec import Raw
 
 from worker.client.following import EventFollower, LiveModel
-from worker.client.models import CurrentModel, ModelFile
+from worker.client.models import CurrentModel, ModelFile, load_model
 from worker.errors import ConfigurationError
 from worker.learning import offline_model
 from worker.learning.action_order import LearnedActionOrder
@@ -272,3 +272,19 @@ def test_the_model_in_an_event_is_its_file_to_the_byte() -> None:
     assert isinstance(data, Trained)
     assert isinstance(data.model, Raw)
     assert hashlib.sha256(bytes(data.model)).hexdigest() == data.sha256
+
+
+def test_the_schemas_example_carries_a_model_that_the_client_takes() -> None:
+    """As it stands in the file: the hash is of exactly those bytes."""
+    example = Path(__file__).parents[2] / "schemas/examples/learning.trained.v1.example.json"
+    data = decode_event(example.read_bytes()).data
+    assert isinstance(data, Trained)
+    assert isinstance(data.model, Raw)
+    model = load_model(
+        bytes(data.model),
+        scenario=data.scenario,
+        model_id=data.model_id,
+        version=data.model_version,
+        sha256=data.sha256,
+    )
+    assert model.next_actions("ReadLogs") == ["Restart"]
