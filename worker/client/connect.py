@@ -70,6 +70,7 @@ async def connect_follower(
     the next event. `keys` are topics: `learning.applied`, `learning.trained.<scenario>`, `learning.#`.
     Raises `BrokerUnreachable`, `BrokerRefused`, `ConfigurationError`.
     """
+    follow_the_programs_logging()
     session = Session("consume", parse_amqp_url(amqp_url, ca_file=ca_file, allow_plaintext=allow_plaintext))
     await session.start()
     try:
