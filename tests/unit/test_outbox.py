@@ -80,7 +80,8 @@ async def test_an_event_that_fails_holds_back_those_behind_it_until_the_broker_i
         await eventually(lambda: relay.stats.failures >= 3)
         assert (relay.stats.waiting, relay.stats.oldest_created_at_ms) == (2, 1)
         assert relay.stats.last_error == "no connection"
-        assert (await store.unsent_events(9))[0].attempts >= 3
+        # The third attempt's row may be on its way still.
+        assert (await store.unsent_events(9))[0].attempts >= 2
         wire.down = False
         await eventually(lambda: wire.sent == ["e1", "e2"])
         await store.add_events([event("e3")])
@@ -109,7 +110,8 @@ async def test_a_crash_between_confirm_and_mark_sends_again_under_the_same_id(tm
         wire = Wire()
         await store.add_events([event("e1")])
         crashing: Outbox = Crashing(store)  # type: ignore[assignment]  # it hands on by name
-        assert not await OutboxRelay(crashing, wire, SystemClock()).drain(0.01)
+        # Less than the first back-off: it ends with the first failure, however slow the machine is to get there.
+        assert not await OutboxRelay(crashing, wire, SystemClock()).drain(0.9)
         assert await OutboxRelay(store, wire, SystemClock()).drain(1)
         assert wire.sent == ["e1", "e1"]
 
