@@ -40,7 +40,7 @@ lint: $(VENV)/.with-dev ## types, style, layers, schema drift
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m worker.wire.schemas --check schemas
 
 bench: $(VENV)/.with-bench ## ingest against a bare pipeline and FastStream; JSON lines and a table
