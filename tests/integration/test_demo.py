@@ -95,14 +95,17 @@ def test_agents_play_a_model_is_applied_and_everything_published_is_stored(
         assert one["records"] == one["records_published"] > 1_000
         assert one["episodes"] == one["games_played"]
         assert one["sessions"] == one["sessions_ended"]
-        assert one["runs"] >= one["models_applied"] >= 1
-        assert one["events"]["learning.trained"] >= one["events"]["learning.applied"] >= 1
+        # The gate may bless none of the few models of so short a game.
+        assert one["runs"] >= one["events"]["learning.trained"] >= one["models_applied"]
+        assert one["models_applied"] == one["events"].get("learning.applied", 0)
         games = sum(one[part]["games"] for part in ("before", "after", "alone_before", "alone_after"))
         assert games == one["games_played"]
-        assert min(one["before"]["games"], one["after"]["games"], one["alone_before"]["games"]) > 0
+        assert min(one["before"]["games"], one["alone_before"]["games"]) > 0
+        assert one["after"]["games"] == 0 or one["first_model_after"] is not None
         assert sum(rate["games"] for rate in one["by_version"].values()) == one["after"]["games"]
         for part in ("before", "after"):
-            assert 0 <= one[part]["low"] <= one[part]["share"] <= one[part]["high"] <= 1
+            assert 0 <= one[part]["low"] <= (one[part]["share"] or 0) <= one[part]["high"] <= 1
+    assert any(one["after"]["games"] > 0 for one in summary["scenarios"])
     assert demo.left == []
     assert not any(child.is_running() for child in children.values())
     queues = broker.control("-q", "list_queues", "-p", amqp_url.rsplit("/", 1)[1], "name").split()

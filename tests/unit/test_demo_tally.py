@@ -102,3 +102,10 @@ def test_what_is_published_and_what_is_stored_must_be_equal_in_each_scenario() -
 def test_a_scenario_without_a_model_is_a_failure_that_says_so() -> None:
     (complaint,) = outcome(scenario(first_model_after=None, events={"learning.failed": 2})).complaints
     assert complaint == "g: no model came in time (learning events: {'learning.failed': 2})"
+
+
+def test_a_gate_that_blesses_no_model_of_one_game_is_no_failure_but_of_all_games_it_is() -> None:
+    rejected = scenario(first_model_after=None, models_applied=0, events={"learning.trained": 2})
+    assert outcome(rejected, scenario()).complaints == []
+    (complaint,) = outcome(rejected, rejected).complaints
+    assert "none was live" in complaint

@@ -76,12 +76,18 @@ class Outcome(Struct, kw_only=True):
 
     @property
     def complaints(self) -> list[str]:
-        """What must be so and is not."""
-        return self.missing + [
+        """What must be so and is not.
+
+        A game whose few models the gate did not bless is none: that is a gate's work, and agents are given to chance.
+        """
+        untrained = [
             f"{one.game}: no model came in time (learning events: {one.events or 'none'})"
             for one in self.scenarios
-            if one.first_model_after is None
+            if one.first_model_after is None and "learning.trained" not in one.events
         ]
+        if not untrained and all(one.first_model_after is None for one in self.scenarios):
+            untrained = ["models were trained, and none was live in any game"]
+        return self.missing + untrained
 
     @property
     def stored_line(self) -> str:
