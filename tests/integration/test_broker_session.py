@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -70,6 +72,36 @@ async def test_no_broker_is_told_within_the_time_given() -> None:
         await session.start()
     assert time.monotonic() - started < 8
     assert unreachable.value.exit_code == 75
+
+
+_COLLECTED_ELSEWHERE = """
+import asyncio, gc, threading
+from worker.broker.session import Session
+from worker.broker.url import parse_amqp_url
+from worker.errors import BrokerUnreachable
+
+async def fail():
+    try:
+        await Session("consume", parse_amqp_url("amqp://127.0.0.1:1/"), start_timeout=0.1).start()
+    except BrokerUnreachable:
+        print("unreachable")
+
+gc.disable()
+loop = asyncio.new_event_loop()
+loop.run_until_complete(fail())
+collector = threading.Thread(target=gc.collect)
+collector.start()
+collector.join()
+"""
+
+
+def test_what_could_not_be_connected_leaves_nothing_to_the_collector() -> None:
+    """It may come when no loop runs: then aio-pika's own clean-up is a coroutine that nobody awaits."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COLLECTED_ELSEWHERE], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.endswith("unreachable\n")
+    assert "never awaited" not in done.stderr
 
 
 async def test_a_broker_that_comes_late_is_waited_for(amqp_url: str) -> None:

@@ -15,6 +15,7 @@ from typing import Literal, cast
 
 import aio_pika
 import structlog
+from aio_pika.abc import TimeoutType
 from aio_pika.robust_connection import RobustConnection
 from aiormq.channel import Channel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -35,6 +36,21 @@ Role = Literal["consume", "publish", "control"]
 CALL_TIMEOUT = 10.0
 _FIRST_RECONNECT = 0.5
 _SLOWEST_RECONNECT = 15.0
+
+
+class _Connection(RobustConnection):
+    """Closed where it could not be made.
+
+    aio-pika leaves that to the collector, which may come when no loop runs: then a coroutine is never awaited, and says
+    so on standard error. One whose connecting was cancelled would go on trying.
+    """
+
+    async def connect(self, timeout: TimeoutType = None) -> None:
+        try:
+            await super().connect(timeout)
+        except BaseException:
+            await self.close()
+            raise
 
 
 class Session:
@@ -123,6 +139,7 @@ class Session:
                 self.url.dial(self.role),
                 ssl_context=self.url.tls,
                 timeout=self.url.connection_timeout,
+                connection_class=_Connection,
                 reconnect_interval=_FIRST_RECONNECT,
             )
         except BROKER_ERRORS as error:

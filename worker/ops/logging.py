@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import warnings
 from collections.abc import MutableMapping
 from typing import Any, Literal
 
@@ -71,8 +70,6 @@ def configure_logging(level: str, log_format: Literal["auto", "json", "console"]
         if console
         else structlog.processors.JSONRenderer(serializer=_to_json),
     ]
-    # aio-pika's own clean-up of a connection that never came to be, when the collector finds it outside the loop.
-    warnings.filterwarnings("ignore", message="coroutine '.*Connection.close' was never awaited")
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_without_library_traces)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=finish))
