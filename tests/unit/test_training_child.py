@@ -175,7 +175,8 @@ async def test_cancelling_ends_the_child(tmp_path: Path) -> None:
 
 
 async def test_the_child_sees_no_secret_and_limits_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S15: environment by allow-list, no core files, the kernel's first victim, its own session."""
+    """S15: environment by allow-list, no core files, the kernel's first victim, its own process group, last in line
+    for the processors."""
     monkeypatch.setenv("SWARM_AMQP_URL", "amqp://canary-secret@x/")
     monkeypatch.setenv("CANARY", "canary-secret")
     script = """
@@ -185,7 +186,8 @@ limit_this_process(ChildLimits(memory_mb=512), parent_pid=int(sys.argv[3]))
 environment = pathlib.Path("/proc/self/environ").read_text()
 finish(metrics={"environment": environment, "core": resource.getrlimit(resource.RLIMIT_CORE),
     "memory": resource.getrlimit(resource.RLIMIT_AS), "oom": pathlib.Path("/proc/self/oom_score_adj").read_text(),
-    "nice": os.nice(0), "leader": os.getsid(0) == os.getpid(), "cwd": os.getcwd(), "umask": os.umask(0)})
+    "nice": os.nice(0), "idle": os.sched_getscheduler(0) == os.SCHED_IDLE,
+    "leader": os.getpgrp() == os.getpid(), "cwd": os.getcwd(), "umask": os.umask(0)})
 """
     end = await run_script(tmp_path, script)
     assert isinstance(end, Finished), end
@@ -195,7 +197,7 @@ finish(metrics={"environment": environment, "core": resource.getrlimit(resource.
     assert seen["memory"] == [512 * 1_048_576] * 2
     assert (seen["oom"].strip(), seen["leader"], seen["cwd"]) == ("500", True, str(tmp_path / "run"))
     assert seen["umask"] == 0o077
-    assert seen["nice"] >= 10
+    assert (seen["nice"], seen["idle"]) == (19, True)
 
 
 async def test_an_orphan_dies_with_its_parent(tmp_path: Path) -> None:

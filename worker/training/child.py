@@ -152,7 +152,9 @@ class ChildLauncher:
             lambda: _Listener(on_progress),
             *self._command, str(run_dir), "--parent-pid", str(os.getpid()), "--memory-mb", str(self._memory_mb),
             stdin=asyncio.subprocess.DEVNULL,
-            cwd=run_dir, env=child_environment(run_dir), start_new_session=True,
+            # A process group, not a session: where the kernel shares processors out by session (autogroup, on by
+            # default), a child that leads its own gets half of them whatever its priority.
+            cwd=run_dir, env=child_environment(run_dir), process_group=0,
         )  # fmt: skip
         pid = transport.get_pid()
         log.info("trainer_started", pid=pid, run_dir=run_dir.name)
@@ -209,7 +211,7 @@ def _cleared(run_dir: Path) -> Path:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    # The child leads its own session, so its pid names the group; the group may be empty already.
+    # The child leads its own group, so its pid names it; the group may be empty already.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
 

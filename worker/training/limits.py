@@ -7,6 +7,7 @@ imported before the limits hold.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -24,7 +25,7 @@ EXIT_ORPHANED = 87
 _PR_SET_PDEATHSIG = 1
 #: Under memory pressure the kernel takes the trainer before the process that ingests.
 _OOM_SCORE_ADJ = "500"
-_NICE = 10
+_NICE = 19
 _MEGABYTE = 1_048_576
 
 
@@ -49,10 +50,22 @@ def limit_this_process(limits: ChildLimits, *, parent_pid: int) -> None:
     _lower(resource.RLIMIT_AS, limits.memory_mb * _MEGABYTE)
     _lower(resource.RLIMIT_FSIZE, limits.file_mb * _MEGABYTE)  # Python ignores SIGXFSZ, the write raises EFBIG
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
-    os.nice(_NICE)
+    _give_way()
     score = Path("/proc/self/oom_score_adj")
     if score.exists():  # Linux only
         score.write_text(_OOM_SCORE_ADJ)
+
+
+def _give_way() -> None:
+    """Run on what ingest leaves of the processors, and at once give back what it wants again.
+
+    Ingest beside it, on two busy cores, as a share of ingest alone (measured): 0.70 with nice 10, 0.83 with nice 19,
+    since a process of low priority still finishes its slice; 0.94 with SCHED_IDLE, which any other one interrupts.
+    """
+    os.nice(_NICE)  # where there is no SCHED_IDLE, and for whatever else looks at it
+    if sys.platform == "linux":
+        with contextlib.suppress(PermissionError):  # a sandbox may forbid it; then nice has to do
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def die_with_parent(parent_pid: int) -> None:
