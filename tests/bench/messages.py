@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
+from msgspec import Raw
+
 from worker.wire.codec import encode_batch
-from worker.wire.records import ActionRecord, Record
+from worker.wire.records import ActionRecord, LearnStatsRecord, Record, Success
+from worker.wire.stats import ContextualActionStats, EpisodeTransitions, LearnStats, NgramStats, encode_learn_stats
 
 ACTIONS_A_TASK = 20
 TASKS_A_SESSION = 50
@@ -14,19 +18,18 @@ ACTIONS = ("search_flights", "get_user_details", "read_file", "grep", "analyse",
 
 
 def identity(kind: str, number: int) -> str:
-    """A UUID that is the same in every run, and as unordered as a random one: indexes must not have it easy."""
+    """36 characters, in the order of the numbers: the bare pipeline keys its rows by them and is fastest so."""
     return f"{kind}-{number:031d}"
 
 
-def action(number: int, variety: int = 1) -> ActionRecord:
-    """The action of this number; the last one of a task is terminal. `variety` times five different names."""
+def action(number: int) -> ActionRecord:
+    """The action of this number; the last one of a task is terminal."""
     task, step = divmod(number, ACTIONS_A_TASK)
-    name = _name(number, variety)
     return ActionRecord(
         task_id=identity("task", task),
         tick=step,
         worker_id=step % 4,
-        action="done" if step == ACTIONS_A_TASK - 1 else name,
+        action="done" if step == ACTIONS_A_TASK - 1 else ACTIONS[number % 5],
         event_id=step << 24 | (step % 4) << 8,
         session_id=identity("session", task // TASKS_A_SESSION),
         group_id="g1790000000000",
@@ -38,18 +41,40 @@ def action(number: int, variety: int = 1) -> ActionRecord:
         discoveries=number % 3,
         output=f"found {number} matches in the tree",
         selection_logic="UCB1",
-        previous_action=_name(number - 1, variety),
+        previous_action=ACTIONS[(number - 1) % 5],
     )
 
 
-def _name(number: int, variety: int) -> str:
-    name = ACTIONS[number % 5]
-    return name if variety == 1 else f"{name}_{(number * 2_654_435_761 >> 9) % variety}"
-
-
-def bodies(messages: int, per_message: int, *, first: int = 0, variety: int = 1) -> Iterator[bytes]:
+def bodies(messages: int, per_message: int, *, first: int = 0) -> Iterator[bytes]:
     """Bodies of records messages; batch `n` holds the records from `n * per_message`, beginning with batch `first`."""
     for batch in range(first, first + messages):
         start = batch * per_message
-        records: list[Record] = [action(start + at, variety) for at in range(per_message)]
+        records: list[Record] = [action(start + at) for at in range(per_message)]
         yield encode_batch(records, producer_id="node-7", producer_epoch=0, batch_seq=batch)
+
+
+def ended_sessions(messages: int, rows: int) -> Iterator[bytes]:
+    """Bodies with one ended session each, whose statistics have so many rows of each kind."""
+    names = [f"action_{number}" for number in range(rows + 2)]
+    pairs = list(itertools.pairwise(names))
+    stats = LearnStats(
+        episode_transitions=EpisodeTransitions(
+            success_transitions=dict.fromkeys(pairs, 3),
+            failure_transitions=dict.fromkeys(zip(names, names[2:], strict=False), 2),
+            success_episodes=3,
+            failure_episodes=2,
+        ),
+        ngram_stats=NgramStats(trigrams=dict.fromkeys(zip(names, names[1:], names[2:], strict=False), (3, 2))),
+        contextual_stats=dict.fromkeys(pairs, ContextualActionStats(visits=5, successes=3, failures=2)),
+    )
+    text = Raw(encode_learn_stats(stats))
+    for number in range(messages):
+        record = LearnStatsRecord(
+            session_id=identity("learner", number),
+            stats_json=text,
+            outcome=Success(score=1.0),
+            total_ticks=100,
+            total_actions=5 * rows,
+            timestamp_ms=NOW_MS + number,
+        )
+        yield encode_batch([record], producer_id="node-8", producer_epoch=0, batch_seq=number)

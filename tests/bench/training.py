@@ -1,8 +1,8 @@
-"""Ingest while trainings run, against ingest without, in one worker and by turns.
+"""Ingest while a training runs, against ingest without, in one worker and by turns.
 
-A training is made long by what it learns from: a thousand and more action names, so that its counts are many. The
-trigger asks to train whenever there is something new, so one training follows the other; `busy_share` is the share of
-the measured time in which one was running. Without: trainings are paused by command.
+The training is a real one, made long by what it learns from: the statistics of a thousand sessions. `busy_share` is
+the share of the measured time in which it was running. It starts when trainings are resumed by command, since the
+trigger asks for one whenever there is something new; for the turns without they are paused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.bench.broker import Queues, until_quiet
 from tests.bench.contestants import WORKER
-from tests.bench.messages import bodies
+from tests.bench.messages import bodies, ended_sessions
 from tests.bench.race import Figures, Watch, measure, scratch, stop
 from tests.bench.report import Emit, middle
 from worker.cli.commands import control_client, make_command, send
@@ -24,8 +24,8 @@ from worker.settings import load_settings
 from worker.wire.commands import Pause, Resume
 
 _PER_MESSAGE = 100
-_BEFORE, _MESSAGES = 1_500, 3_000
-_VARIETY = 300
+_SESSIONS, _ROWS = 1_000, 250
+_MESSAGES = 3_000
 _WAIT_SECONDS = 120.0
 
 
@@ -35,17 +35,22 @@ async def case(queues: Queues, emit: Emit, rounds: int) -> None:
     runs: dict[bool, list[Figures]] = {False: [], True: []}
     busy: list[float] = []
     with scratch() as folder:
-        await queues.fill(scenario, bodies(_BEFORE, _PER_MESSAGE, variety=_VARIETY))
-        process = WORKER.start(scenario, folder, SWARM_TRIGGER="always", SWARM_CHECK_INTERVAL="100ms")
-        watch, stored = Watch(folder, process), _BEFORE
+        await queues.fill(scenario, ended_sessions(_SESSIONS, _ROWS))
+        process = WORKER.start(
+            scenario,
+            folder,
+            SWARM_TRIGGER="always",
+            SWARM_CHECK_INTERVAL="1s",
+            SWARM_MAX_SESSIONS=str(_SESSIONS),
+        )
+        watch, stored = Watch(folder, process), _SESSIONS
         try:
             await watch.until(stored)
             for _ in range(rounds):
                 for training in (False, True):
                     await _command(scenario, "pause", Pause(what="all"))
                     await _until_projected(folder)
-                    texts = list(bodies(_MESSAGES, _PER_MESSAGE, first=stored, variety=_VARIETY))
-                    await queues.fill(scenario, texts)
+                    await queues.fill(scenario, bodies(_MESSAGES, _PER_MESSAGE, first=stored))
                     until_quiet()
                     if training:
                         await _command(scenario, "resume", Resume(what="training"))
@@ -68,7 +73,7 @@ async def case(queues: Queues, emit: Emit, rounds: int) -> None:
         emit(
             {
                 "bench": "training",
-                "case": "trainings run" if training else "none runs",
+                "case": "a training runs" if training else "none runs",
                 "records_per_second": round(middle(rates[training])),
                 "cpu_us_per_record": round(middle([one.cpu_us_per_record for one in runs[training]]), 2),
                 "rounds": rounds,
