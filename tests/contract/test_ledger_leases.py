@@ -90,3 +90,24 @@ async def test_epochs_survive_reopening(store: Store, reopen: Reopen) -> None:
     async with reopen(store) as again:
         assert await again.acquire_lease("train.S", "b", now_ms=NOW, ttl_ms=TTL) is None
         assert await lease(again, "b", now_ms=NOW + TTL + 1) == 2
+
+
+async def test_whoever_opens_a_store_that_is_his_alone_waits_for_no_dead_holder(store: Store, reopen: Reopen) -> None:
+    """After kill -9 of a worker the next one takes its run over at once, not when the lease has run out."""
+    await lease(store, "a.boot1")
+    async with reopen(store) as again:
+        assert await again.end_leases_of_the_dead("a.boot2") == 1
+        assert await lease(again, "a.boot2") == 2
+        assert await again.end_leases_of_the_dead("a.boot2") == 0, "one's own goes on"
+        assert await again.renew_lease("train.S", "a.boot2", 2, now_ms=NOW, ttl_ms=TTL)
+
+
+async def test_a_lease_that_was_ended_for_the_dead_still_fences_them(store: Store, reopen: Reopen) -> None:
+    """The epoch grows as if it had run out: whoever held it can neither renew it nor release its successor's."""
+    epoch = await lease(store, "a")
+    async with reopen(store) as again:
+        await again.end_leases_of_the_dead("b")
+        assert not await again.renew_lease("train.S", "a", epoch, now_ms=NOW, ttl_ms=TTL)
+        assert await lease(again, "b") == epoch + 1
+        await again.release_lease("train.S", "a", epoch)
+        assert await again.renew_lease("train.S", "b", epoch + 1, now_ms=NOW, ttl_ms=TTL)

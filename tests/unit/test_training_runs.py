@@ -220,6 +220,23 @@ async def test_a_run_that_a_dead_worker_left_running_is_done_again_under_a_new_e
         assert len(await world.events()) == 1
 
 
+async def test_no_run_waits_for_the_lease_of_a_worker_that_is_dead(tmp_path: Path) -> None:
+    """It took 15 s after a kill -9: the lock on the store's file had said all the time that nobody else lived."""
+    async with opened(tmp_path) as store:
+        dead = worker_over(store, tmp_path, boot="dead")
+        await dead.feed(60)
+        run_id = await dead.command("c1")
+        now_ms = dead.tools.clock.now_ms()
+        epoch = await store.acquire_lease("training.S", "w.dead", now_ms=now_ms, ttl_ms=3_600_000)
+        assert epoch == 1
+        await store.start_run(run_id, owner="w.dead", lease="training.S", epoch=epoch, now_ms=now_ms)
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, boot="boot2")
+        async with world.running():
+            run = await ended(world, run_id)
+        assert (run.state, run.epoch, run.attempts) == ("trained", 2, 2)
+
+
 async def test_a_zombies_commit_is_refused_and_its_child_is_ended(tmp_path: Path) -> None:
     """A worker that was frozen past its lease finds it gone, kills its child and writes nothing (T13)."""
     async with opened(tmp_path) as store:

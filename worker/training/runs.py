@@ -168,7 +168,7 @@ class RunManager:
     async def recover(self) -> None:
         """At start, once the applier is reconciled: hand over a newest model whose run ended before it was handed over.
 
-        Runs that were left `running` need nothing here: `run` takes them over as soon as their lease has run out.
+        Runs that were left `running` need nothing here: `run` takes them over as soon as their lease is over.
         Directories of runs that ended are removed; those of the others hold the input that the next attempt trains on.
         """
         unfinished = await self._tools.store.runs(states=("queued", "running"), limit=1000)
@@ -186,6 +186,7 @@ class RunManager:
         """Carry out what is queued until `stopping`; then end the children and put their runs back in the queue."""
         stop = asyncio.create_task(stopping.wait())
         try:
+            await self._outlive_the_dead()
             while not stopping.is_set():
                 self._woken.clear()
                 await self._start_ready()
@@ -197,6 +198,16 @@ class RunManager:
         finally:
             stop.cancel()
             await self._stop_all()
+
+    async def _outlive_the_dead(self) -> None:
+        """Wait for no lease of a worker that a kill -9 ended, where the store knows that it is dead."""
+        try:
+            ended = await self._tools.store.end_leases_of_the_dead(self._tools.owner)
+        except StoreError as error:
+            log.warning("leases_not_ended", error=str(error))  # they run out by themselves
+        else:
+            if ended:
+                log.info("leases_of_the_dead_ended", leases=ended)
 
     async def _start_ready(self) -> None:
         room = self._max_parallel - len(self._active)

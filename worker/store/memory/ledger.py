@@ -73,6 +73,14 @@ class Ledger(Role):
         if lease is not None and (lease.owner, lease.epoch) == (owner, epoch):
             lease.granted_at_ms = lease.expires_at_ms = -1
 
+    async def end_leases_of_the_dead(self, owner: str) -> int:
+        """Nobody else can have it: the store in memory is gone with its process."""
+        self._state.require_open()
+        dead = [lease for lease in self._leases.values() if lease.owner != owner and lease.expires_at_ms >= 0]
+        for lease in dead:
+            lease.granted_at_ms = lease.expires_at_ms = -1
+        return len(dead)
+
     def _epoch(self, lease: str) -> int | None:
         held = self._leases.get(lease)
         return None if held is None else held.epoch

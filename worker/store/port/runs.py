@@ -53,6 +53,14 @@ class RunLedger(Protocol):
         """Give it back; nothing happens where it is not held."""
         ...
 
+    async def end_leases_of_the_dead(self, owner: str) -> int:
+        """End all leases but those of `owner`, who has just opened the store, where that proves their holders dead.
+
+        A lock on the store is such a proof; a store that many open at once has none, and lets leases run out. What is
+        ended can be acquired at once, under the next epoch: nothing about fencing changes. Returns how many were ended.
+        """
+        ...
+
     async def create_run(self, run: Run) -> Run:
         """Store a queued run; one of the same `run_id`, or window and nonce, comes back unchanged instead."""
         ...

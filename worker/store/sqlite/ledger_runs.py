@@ -37,6 +37,10 @@ class RunLedger(Role):
             lambda connection: change(connection, "release_lease", name=name, owner=owner, epoch=epoch)
         )
 
+    async def end_leases_of_the_dead(self, owner: str) -> int:
+        """The lock on the file, which the kernel drops with its holder, proves that nobody else has the store."""
+        return await self._database.write(lambda connection: change(connection, "end_leases_of_the_dead", owner=owner))
+
     async def create_run(self, run: Run) -> Run:
         rules.check_new_run(run)
         row = to_row(run)

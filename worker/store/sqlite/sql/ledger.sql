@@ -29,6 +29,11 @@ WHERE name = :name AND owner = :owner AND epoch = :epoch AND expires_at_ms >= :n
 UPDATE lease SET granted_at_ms = -1, expires_at_ms = -1
 WHERE name = :name AND owner = :owner AND epoch = :epoch;
 
+-- end_leases_of_the_dead --
+-- Rows and epochs stay, as in release_lease.
+UPDATE lease SET granted_at_ms = -1, expires_at_ms = -1
+WHERE owner <> :owner AND expires_at_ms >= 0;
+
 -- lease_epoch --
 SELECT epoch FROM lease WHERE name = :name;
 
