@@ -35,6 +35,7 @@ class ReadyDelivery:
     content_encoding = None
     user_id = None
     redelivered = False
+    delivery_count = 0
     stale = False
     headers: dict[str, str] = {}  # noqa: RUF012  never written
 

@@ -107,6 +107,8 @@ class WorkerProcess:
         self.scenarios = scenarios
         self.port = 0
         self.starts = 0
+        #: What is started with `run`; a test may put a program of its own here that ends in the same `main`.
+        self.program: tuple[str, ...] = (str(_PROGRAM),)
         directory.mkdir(parents=True, exist_ok=True)
         values = {
             "data_dir": self.data_dir,
@@ -143,7 +145,7 @@ class WorkerProcess:
         self.port = 0
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                _PROGRAM, "run", env=self.environment, cwd=self.directory, stdout=log, stderr=log
+                *self.program, "run", env=self.environment, cwd=self.directory, stdout=log, stderr=log
             )
         self.starts += 1
         if ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ class FakeDelivery:
     content_encoding: str | None = None
     user_id: str | None = None
     redelivered: bool = False
+    delivery_count: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     acks: int = 0
 
@@ -45,11 +47,20 @@ class Bench:
     def __init__(self, limits: Limits, *, free: bool = True) -> None:
         self.inbox: asyncio.Queue[Delivery] = asyncio.Queue()
         self.dropped: list[Delivery] = []
-        self.batcher = Batcher(self.inbox, limits, as_reject, self.dropped.append)
+        self.tried: list[Delivery] = []
+        self.batcher = Batcher(self.inbox, limits, as_reject, self.dropped.append, self.try_out, chance=self.first)
         self.free = asyncio.Event()
         self.stopping = asyncio.Event()
         if free:
             self.free.set()
+
+    async def try_out(self, delivery: Delivery) -> Incoming:
+        self.tried.append(delivery)
+        return as_reject(delivery)
+
+    @staticmethod
+    def first(_: int) -> int:
+        return 0
 
     def put(self, *deliveries: FakeDelivery) -> None:
         for delivery in deliveries:
@@ -104,7 +115,7 @@ async def test_an_old_message_is_judged_though_the_writer_is_busy() -> None:
         return as_reject(delivery)
 
     bench = Bench(Limits(), free=False)
-    bench.batcher = Batcher(bench.inbox, Limits(messages=10, age=0.001), judge, bench.dropped.append)
+    bench.batcher = Batcher(bench.inbox, Limits(messages=10, age=0.001), judge, bench.dropped.append, bench.try_out)
     bench.put(FakeDelivery())
     gathering = asyncio.create_task(bench.gather())
     await judged.wait()
@@ -224,3 +235,48 @@ def test_no_delivery_is_lost_repeated_or_overtaken_and_no_limit_broken(
         assert bench.batcher.waiting == 0
 
     asyncio.run(scenario())
+
+
+def suspect(**how: Any) -> FakeDelivery:
+    """One that the broker took back three times."""
+    return FakeDelivery(redelivered=True, delivery_count=3, **how)
+
+
+async def test_a_suspect_is_tried_out_after_the_others_in_a_group_of_its_own() -> None:
+    bench = Bench(Limits())
+    first, second, third = suspect(), FakeDelivery(), suspect()
+    bench.put(first, second, third)
+    assert bench.batcher.waiting == 3
+    assert await bench.gather() == [second]
+    assert (bench.tried, bench.batcher.suspects, bench.batcher.waiting) == ([], 2, 2)
+    assert await bench.gather() == [first]
+    assert await bench.gather() == [third]
+    assert (bench.tried, bench.batcher.waiting) == ([first, third], 0)
+    bench.stopping.set()
+    assert await bench.gather() == []
+
+
+async def test_a_count_that_the_producer_claims_or_that_is_small_makes_nobody_a_suspect() -> None:
+    bench = Bench(Limits())
+    messages = [FakeDelivery(delivery_count=99), FakeDelivery(redelivered=True, delivery_count=2)]
+    bench.put(*messages)
+    assert await bench.gather() == messages
+
+
+async def test_a_suspect_has_its_turn_though_others_keep_coming() -> None:
+    bench = Bench(Limits(messages=1))
+    odd = suspect()
+    bench.put(odd, *(FakeDelivery() for _ in range(50)))
+    groups = [await bench.gather() for _ in range(20)]
+    assert groups.index([odd]) <= 10
+
+
+async def test_a_suspect_whose_channel_is_gone_is_dropped_untried() -> None:
+    bench = Bench(Limits())
+    odd = suspect()
+    bench.put(odd, FakeDelivery())
+    await bench.gather()
+    odd.stale = True
+    bench.stopping.set()
+    assert await bench.gather() == []
+    assert (bench.dropped, bench.tried) == ([odd], [])

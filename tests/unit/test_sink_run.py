@@ -43,6 +43,7 @@ class FakeDelivery:
     content_encoding: str | None = None
     user_id: str | None = None
     redelivered: bool = False
+    delivery_count: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     acks: int = 0
 

@@ -192,6 +192,7 @@ class MemoryDelivery:
         self.correlation_id = held.message.correlation_id
         self.user_id: str | None = None
         self.redelivered = held.deliveries > 1
+        self.delivery_count = held.deliveries - 1
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -33,6 +33,11 @@ class Delivery(Protocol):
     @property
     def redelivered(self) -> bool: ...
     @property
+    def delivery_count(self) -> int:
+        """How often the broker took it back; to be believed only where `redelivered`, else the producer says so."""
+        ...
+
+    @property
     def stale(self) -> bool:
         """The channel it came on is gone: to be dropped without work."""
         ...

@@ -68,6 +68,12 @@ class RabbitDelivery:
         return self._properties.user_id
 
     @property
+    def delivery_count(self) -> int:
+        """How often the broker took it back; to be believed only where `redelivered`, else the producer says so."""
+        count = (self._properties.headers or {}).get("x-delivery-count")
+        return count if isinstance(count, int) else 0
+
+    @property
     def generation(self) -> int:
         """The channel's number it came on."""
         return self.link.generation

@@ -37,6 +37,7 @@ _WORKER_COUNTERS = (
     ("swarm_groups", "groups", "Transactions of the sink."),
     ("swarm_commit_seconds", "commit_seconds", "Seconds spent in the sink's transactions."),
     ("swarm_messages", "messages", "Messages taken from the queues."),
+    ("swarm_suspects", "suspects", "Messages handled alone, since the broker had taken them back three times or more."),
     ("swarm_stale_deliveries", "stale", "Deliveries dropped because their channel was gone."),
     ("swarm_events_sent", "events_sent", "Events confirmed by the broker."),
     ("swarm_events_failed", "events_failed", "Attempts to send an event that failed."),
@@ -45,6 +46,7 @@ _WORKER_COUNTERS = (
 )
 _WORKER_GAUGES = (
     ("swarm_ready", "ready", "1 while the worker is ready."),
+    ("swarm_damaged_rows", "damaged_rows", "Rows of the store found damaged, and set aside."),
     ("swarm_store_up", "store_up", "1 while the store takes writes."),
     ("swarm_in_flight_messages", "in_flight", "Messages taken and not settled."),
     ("swarm_outbox_waiting", "outbox_waiting", "Events not confirmed yet."),

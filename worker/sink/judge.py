@@ -54,6 +54,17 @@ class Judge:
             headers=lambda: _kept_headers(delivery),
         )
 
+    def deadly(self, delivery: Delivery, end: str) -> Incoming:
+        """What comes of a message whose decoding ended the process that tried it."""
+        return IncomingReject(
+            scenario=delivery.scenario,
+            reason=Reason.CRASHED_DECODER,
+            detail=f"decoding it ended the process: {end}",
+            body=delivery.body,
+            received_at_ms=self._clock.now_ms(),
+            headers=_kept_headers(delivery),
+        )
+
     def message(
         self,
         scenario: str,

@@ -20,6 +20,7 @@ from worker.episodes.rules import Rules
 from worker.sink.batcher import Batcher, Item, Limits
 from worker.sink.judge import Judge
 from worker.sink.stats import SinkStats
+from worker.sink.trial import Trial
 from worker.sink.writer import GroupWriter, Hold
 from worker.store.port import Incoming, Quarantined, RecordLog
 
@@ -55,11 +56,13 @@ class Sink:
         on_store_down: Callable[[str], None] = lambda _: None,
         on_store_up: Callable[[], None] = lambda: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        trial: Trial | None = None,
     ) -> None:
         self.stats = SinkStats()
         self._clock = clock
         self._limits = limits or Limits()
         self._judge = Judge(rules_of, clock)
+        self._trial = trial or Trial()
         self._writer = GroupWriter(
             store,
             clock,
@@ -86,12 +89,14 @@ class Sink:
         `settle` raises. Nothing unstored was acknowledged then: the broker gives it back when the channel closes. The
         same holds for cancelling.
         """
-        batcher = self._batcher = Batcher(inbox, self._limits, self._take, self._drop)
+        batcher = self._batcher = Batcher(inbox, self._limits, self._take, self._drop, self._try_out)
         free = asyncio.Event()
         free.set()
         try:
             async with asyncio.TaskGroup() as writing:
                 while group := await batcher.gather(free, stopping):
+                    if not batcher.suspects:
+                        await self._trial.close()
                     await free.wait()
                     free.clear()
                     writing.create_task(self._store(group, free), name="sink_group")
@@ -101,6 +106,7 @@ class Sink:
             # One writer, so one cause; the group keeps what else went down with it.
             raise errors.exceptions[0] from errors
         finally:
+            await self._trial.close()
             self.stats.in_flight = 0
             self._progress.set()
 
@@ -118,6 +124,12 @@ class Sink:
     def _take(self, delivery: Delivery) -> Incoming:
         self.stats.in_flight += 1
         return self._judge.delivery(delivery)
+
+    async def _try_out(self, delivery: Delivery) -> Incoming:
+        self.stats.in_flight += 1
+        self.stats.suspects += 1
+        end = await self._trial.verdict(delivery)
+        return self._judge.delivery(delivery) if end is None else self._judge.deadly(delivery, end)
 
     def _drop(self, _: Delivery) -> None:
         self.stats.stale += 1

@@ -24,6 +24,7 @@ class SinkStats:
     groups: int = 0  # transactions
     commit_seconds: float = 0.0  # in the store, from the call to its return
     store_failures: int = 0  # groups that had to be tried again
+    suspects: int = 0  # deliveries handled alone, since the broker had taken them back again and again
     stale: int = 0  # deliveries dropped because their channel was gone
     in_flight: int = 0  # deliveries taken and not settled
     last_stored_at_ms: int | None = None

@@ -1,0 +1,108 @@
+"""Trials: a body that kills its decoder is found out in a process that may die of it, and no innocent one is blamed."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.unit.test_sink_run import Bench, FakeDelivery, FakeStore, body
+from worker.sink.trial import Trial
+from worker.store.port import IncomingReject
+from worker.wire.reasons import Reason
+
+#: The real child with a decoder that does what the body says.
+_PROGRAM = """
+import os, signal, sys, time
+import worker.sink.trial_child as child
+honest = child.decode_batch
+def decode(body, **how):
+    if body.startswith(b"kill"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if body.startswith(b"hang"):
+        time.sleep(60)
+    if body.startswith(b"raise"):
+        raise RuntimeError("bug")
+    if body.startswith(b"once") and not os.path.exists(body[4:]):
+        open(body[4:], "w").close()
+        os._exit(3)
+    return honest(body, **how)
+child.decode_batch = decode
+child.main(sys.stdin.buffer, sys.stdout.buffer)
+"""
+PATCHED = (sys.executable, "-c", _PROGRAM)
+
+
+async def test_what_decodes_or_is_refused_survives_in_one_process() -> None:
+    trial = Trial()
+    try:
+        bodies = [body(1), b"no json", b"", gzip.compress(body(2)), b"[" * 100_000, body(3) * 20_000]
+        for text in bodies:
+            assert (
+                await trial.verdict(FakeDelivery(text, content_encoding="gzip" if text[:1] == b"\x1f" else None))
+                is None
+            )
+        assert len(psutil.Process().children()) == 1
+    finally:
+        await trial.close()
+    assert psutil.Process().children() == []
+
+
+async def test_a_body_that_kills_is_told_by_its_signal_and_the_next_one_is_tried_all_the_same() -> None:
+    trial = Trial(command=PATCHED)
+    try:
+        assert await trial.verdict(FakeDelivery(b"kill")) == "signal:11"
+        assert await trial.verdict(FakeDelivery(b"kill" + b"x" * 1_000_000)) == "signal:11"
+        assert await trial.verdict(FakeDelivery(body(1))) is None
+        assert await trial.verdict(FakeDelivery(b"raise")) is None  # the judge catches that one
+    finally:
+        await trial.close()
+
+
+async def test_a_body_that_never_ends_is_given_up() -> None:
+    trial = Trial(command=PATCHED, patience=1.0)
+    assert await trial.verdict(FakeDelivery(b"hang")) == "timeout"
+    assert psutil.Process().children() == []
+
+
+async def test_a_process_that_dies_by_accident_costs_no_innocent_body(tmp_path: Path) -> None:
+    """An out-of-memory killer, for example, which takes whom it likes."""
+    trial = Trial(command=PATCHED)
+    assert await trial.verdict(FakeDelivery(b"once" + os.fsencode(tmp_path / "was-here"))) is None
+    await trial.close()
+    assert (tmp_path / "was-here").exists()
+
+
+@pytest.mark.parametrize("command", [("/does/not/exist",), (sys.executable, "-c", "raise SystemExit(1)")])
+async def test_where_no_trial_can_be_held_nobody_is_condemned(command: tuple[str, ...]) -> None:
+    assert await Trial(command=command).verdict(FakeDelivery(body(1))) is None
+
+
+async def test_the_process_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_CONTROL_KEY", "k:canary")
+    trial = Trial()
+    await trial.verdict(FakeDelivery(body(1)))
+    (child,) = psutil.Process().children()
+    assert "canary" not in "".join(child.environ().values())
+    await trial.close()
+
+
+async def test_the_sink_quarantines_what_kills_and_stores_what_does_not() -> None:
+    """Suspects of one life, among them the one that ended the worker before."""
+    bench = Bench(FakeStore(), trial=Trial(command=PATCHED))
+    deadly = FakeDelivery(b"kill me", redelivered=True, delivery_count=3, headers={"message_id": "m"})
+    innocent = [FakeDelivery(body(n), redelivered=True, delivery_count=4) for n in range(3)]
+    await bench.run(innocent[0], deadly, *innocent[1:], FakeDelivery(body(9)))
+    kept = {item.body: item for item in bench.store.kept}
+    assert len(kept) == 5
+    reject = kept[b"kill me"]
+    assert isinstance(reject, IncomingReject)
+    assert (reject.reason, reject.headers) == (Reason.CRASHED_DECODER, {"message_id": "m"})
+    stats = bench.sink.stats
+    assert (stats.suspects, stats.groups, stats.fresh, stats.in_flight) == (4, 5, 8, 0)
+    assert all(message.acks == 1 for message in (deadly, *innocent))
+    assert psutil.Process().children() == []

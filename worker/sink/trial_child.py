@@ -1,0 +1,55 @@
+"""The process in which a suspect is decoded first: it reads bodies, says that it survived each, and knows no secret.
+
+On standard input: four bytes of length (big endian), then msgpack of (scenario, content_type, content_encoding, body),
+again and again. On standard output: `READY` once, then `SURVIVED` after each body. It ends with its input, so it
+never outlives the worker; a body that keeps it busy for ever runs into the limit of processor time.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import suppress
+from typing import BinaryIO
+
+import msgspec
+
+from worker.wire.codec import decode_batch
+
+READY, SURVIVED = b"+", b"."
+#: Bytes of the length in front of each body.
+LENGTH_BYTES = 4
+#: Seconds of processor time a body may take; 8 MB of the worst JSON take less than one.
+_SECONDS = 10
+#: Bytes of address space; the worst body takes 200 MB.
+_MEMORY = 1_500_000_000
+
+
+def main(bodies: BinaryIO, answers: BinaryIO) -> None:
+    """Decode what comes until the input ends. A fault that can be caught is the worker's own judge's to catch."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the body
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    _answer(answers, READY)
+    while length := bodies.read(LENGTH_BYTES):
+        scenario, content_type, content_encoding, body = msgspec.msgpack.decode(
+            bodies.read(int.from_bytes(length, "big"))
+        )
+        _allow_one_more_body()
+        with suppress(Exception):  # survived: the worker's own judge quarantines it with what it raises
+            decode_batch(body, scenario=scenario, content_type=content_type, content_encoding=content_encoding)
+        _answer(answers, SURVIVED)
+
+
+def _allow_one_more_body() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + _SECONDS, hard))
+
+
+def _answer(answers: BinaryIO, what: bytes) -> None:
+    answers.write(what)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.stdin.buffer, sys.stdout.buffer)
