@@ -24,6 +24,10 @@ from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 
 
+#: Damaged rows that are told one by one.
+_DAMAGE_SHOWN = 5
+
+
 @dataclass(slots=True, kw_only=True)
 class StatusReporter:
     """Looks at all parts; changes none."""
@@ -59,6 +63,10 @@ class StatusReporter:
             if not watchdog.healthy:
                 found.append(f"{name}: {watchdog.reason}")
             found += [f"{name}: {reason}" for reason in self.intake.reasons(name)]
+        damage = self.store.damage
+        found += [f"store: {row}" for row in damage[:_DAMAGE_SHOWN]]
+        if len(damage) > _DAMAGE_SHOWN:
+            found.append(f"store: and {len(damage) - _DAMAGE_SHOWN} more damaged rows")
         return found
 
     async def report(self) -> dict[str, Any]:
@@ -96,6 +104,7 @@ class StatusReporter:
                 "outbox_waiting": self.relay.stats.waiting,
                 "outbox_oldest_seconds": 0 if oldest is None else max(0, now_ms - oldest) / 1000,
                 "projection_lag_seconds": self.projector.stats.lag_ms / 1000,
+                "damaged_rows": len(self.store.damage),
                 "projection_faults": self.projector.stats.faults,
                 "reconnects": sum(max(0, session.connections - 1) for session in self.sessions),
                 "started_at_seconds": self.started_at_ms / 1000,

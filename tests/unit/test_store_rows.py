@@ -104,5 +104,5 @@ def test_the_fields_of_stored_records_only_grow_at_the_end() -> None:
 
 
 def test_a_body_stored_before_a_field_was_added_takes_its_default() -> None:
-    record, nulls = record_from(ACTION, "t", '[4,1,2,"look",3]')
+    record, nulls = record_from(ACTION, "t", b'[4,1,2,"look",3]')
     assert (record, nulls) == (replace(ActionRecord("t", 1, 2, "look"), event_id=3), 4)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from worker.cli.written import default, form
 from worker.clock import SystemClock
-from worker.errors import ConfigurationError, NotFound
+from worker.errors import ConfigurationError, NotFound, StoreCorrupt
 from worker.ops.logging import configure_logging
 from worker.settings import Settings, load_settings
 from worker.store import open_store
@@ -96,11 +96,17 @@ def run_async(coroutine: Awaitable[R]) -> R:
 
 @asynccontextmanager
 async def reading_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store, read-only, beside a worker that may be running."""
+    """The store, read-only, beside a worker that may be running.
+
+    `StoreCorrupt` at the end where a row it should have read was damaged: what was written is whole but for that.
+    """
     store = open_store(settings.effective_store_url, SystemClock(), read_only=True)
     await store.open()
     try:
         yield store
+        if store.damage:
+            rows = "\n".join(f"  {row}" for row in store.damage)
+            raise StoreCorrupt(f"{len(store.damage)} damaged rows were left out:\n{rows}")
     finally:
         await store.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 
 import msgspec
@@ -12,6 +13,8 @@ from worker.wire.records import SCHEMA_VERSION, Record
 #: Bodies up to this size are kept whole, of greater ones the beginning.
 KEPT_WHOLE = 1_000_000
 KEPT_START = 65_536
+#: What a row and its place in the index cost besides what it keeps.
+_ROW_BYTES = 256
 
 
 class KeptBody(Struct, frozen=True):
@@ -28,6 +31,11 @@ def keep(body: bytes) -> KeptBody:
     truncated = len(body) > KEPT_WHOLE
     kept = bytes(body[:KEPT_START]) if truncated else bytes(body)
     return KeptBody(kept, len(body), sha256(body).hexdigest(), truncated)
+
+
+def room_of(body: bytes, detail: str, headers: Mapping[str, str]) -> int:
+    """Bytes that an entry counts for, as the triggers of the SQLite store reckon them."""
+    return len(body) + len(msgspec.json.encode(dict(headers))) + len(detail.encode()) + _ROW_BYTES
 
 
 def message_of(record: Record) -> bytes:

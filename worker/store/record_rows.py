@@ -60,14 +60,14 @@ def type_of(kind: int) -> type[Any]:
     return TYPES[kind]
 
 
-def action_body(record: ActionRecord, nulls: int) -> str:
+def action_body(record: ActionRecord, nulls: int) -> bytes:
     """The body of an action: the hot path, 0.7 us."""
-    return _encode((nulls,) + astuple(record)[1:]).decode()  # noqa: RUF005  unpacking goes by way of a list: 0.2 us more
+    return _encode((nulls,) + astuple(record)[1:])  # noqa: RUF005  unpacking goes by way of a list: 0.2 us more
 
 
-def other_body(record: Record, nulls: int) -> str:
+def other_body(record: Record, nulls: int) -> bytes:
     """The body of any record that is no action."""
-    return _encode((nulls, *astuple(record))).decode()
+    return _encode((nulls, *astuple(record)))
 
 
 def action_from(task_id: str, values: list[Any]) -> ActionRecord:
@@ -75,7 +75,7 @@ def action_from(task_id: str, values: list[Any]) -> ActionRecord:
     return ActionRecord(task_id, *values[1:])
 
 
-def record_from(kind: int, task_id: str | None, body: str) -> tuple[Record, int]:
+def record_from(kind: int, task_id: str | None, body: bytes) -> tuple[Record, int]:
     """A stored record and the bits of its explicit nulls."""
     if kind == ACTION:
         values = _decode(body)

@@ -11,12 +11,12 @@ from worker.episodes.episode import Episode
 from worker.episodes.model import EpisodeContext, Excluded, Graph, LearnModel
 from worker.episodes.rules import Rules
 from worker.episodes.training_data import TrainingData, json_line
-from worker.store.port import EpisodeFilter, Projections, RecordLog
+from worker.store.port import DamageFound, EpisodeFilter, Projections, RecordLog
 from worker.wire.records import DependencyGraphRecord
 
 
-class EpisodesAndRecords(RecordLog, Projections, Protocol):
-    """The two roles of the store that an export reads."""
+class EpisodesAndRecords(RecordLog, Projections, DamageFound, Protocol):
+    """The roles of the store that an export reads."""
 
 
 class TrainingDataExport:
@@ -50,7 +50,11 @@ class TrainingDataExport:
         # A model with a batch of its own looks at several episodes at once, as preferences do: it needs all in hand.
         whole = type(model).convert_batch is not LearnModel.convert_batch
         async for episode in self._store.episodes(self._scenario, replace(where, learn_model=model.name)):
-            pairs.append((episode, await self._context(episode, graphs)))
+            context = await self._context(episode, graphs)
+            if self._damaged(episode.task_id):
+                self.excluded.append(Excluded(episode.episode_id, "a record of its task is damaged"))
+                continue
+            pairs.append((episode, context))
             if not whole:
                 for example in self._convert(model, pairs):
                     yield example
@@ -72,6 +76,10 @@ class TrainingDataExport:
             records = self._store.records(self._scenario, type_="action", task_id=episode.task_id)
             self._task = (episode.task_id, EpisodeContext([stored.record async for stored in records]))
         return self._task[1]
+
+    def _damaged(self, task_id: str | None) -> bool:
+        damage = self._store.damage
+        return task_id is not None and any((row.scenario, row.task_id) == (self._scenario, task_id) for row in damage)
 
     async def _graphs(self, model: LearnModel) -> dict[str, DependencyGraphRecord]:
         """The record of each graph episode, by the id that the model gives it. Graphs are few: one or so a session."""

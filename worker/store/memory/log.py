@@ -20,11 +20,12 @@ from worker.store.port import (
     PendingSession,
     Quarantined,
     QuarantineEntry,
+    QuarantineRoom,
     Stored,
     StoredRecord,
     Verdict,
 )
-from worker.store.quarantine_rows import conflict_detail, keep, message_of
+from worker.store.quarantine_rows import conflict_detail, keep, message_of, room_of
 from worker.store.record_rows import kind_named, same_content, type_of
 from worker.wire.reasons import Reason
 from worker.wire.records import (
@@ -45,6 +46,8 @@ class RecordLog(Role):
         super().__init__(state)
         self._batch_no = 0
         self._quarantine: dict[int, QuarantineEntry] = {}
+        self._entry_id = 0
+        self._moved = 0
 
     async def ingest(self, group: Sequence[Incoming]) -> list[Verdict]:
         """Store a group. What can be refused is refused before anything is stored."""
@@ -119,6 +122,25 @@ class RecordLog(Role):
             if entry_id in self._quarantine:
                 self._quarantine[entry_id].replayed_at_ms = now_ms
 
+    async def quarantine_mark_refused(self, entry_ids: Sequence[int]) -> None:
+        """Count a replay that changed nothing."""
+        self._state.require_open()
+        for entry_id in entry_ids:
+            if entry_id in self._quarantine:
+                self._quarantine[entry_id].replays += 1
+
+    async def quarantine_room(self) -> QuarantineRoom:
+        """Added up."""
+        self._state.require_open()
+        used = sum(room_of(entry.body, entry.detail, entry.headers) for entry in self._quarantine.values())
+        return QuarantineRoom(len(self._quarantine), used, self._moved)
+
+    async def quarantine_move_out(self, entry_ids: Sequence[int]) -> None:
+        """Forget them."""
+        self._state.require_open()
+        gone = [self._quarantine.pop(entry_id, None) for entry_id in entry_ids]
+        self._moved += sum(entry is not None for entry in gone)
+
     def _quarantined(self, reject: IncomingReject) -> Quarantined:
         kept = keep(reject.body)
         reason = str(reject.reason)
@@ -127,9 +149,9 @@ class RecordLog(Role):
                 entry.seen += 1
                 entry.replayed_at_ms = None
                 return Quarantined(reject.reason)
-        entry_id = len(self._quarantine) + 1
-        self._quarantine[entry_id] = QuarantineEntry(
-            entry_id=entry_id,
+        self._entry_id += 1
+        self._quarantine[self._entry_id] = QuarantineEntry(
+            entry_id=self._entry_id,
             scenario=reject.scenario,
             reason=reason,
             detail=reject.detail,

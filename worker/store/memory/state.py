@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from worker.clock import Clock
 from worker.errors import StoreUnavailable
 from worker.store.memory.scenario_log import ScenarioLog
-from worker.store.port import ScenarioFacts
+from worker.store.port import DamagedRow, ScenarioFacts
 
 
 class State:
@@ -43,3 +45,8 @@ class Role:
 
     def __init__(self, state: State) -> None:
         self._state = state
+
+    @property
+    def damage(self) -> Sequence[DamagedRow]:
+        """Nothing rots in memory, so nothing is looked for."""
+        return ()

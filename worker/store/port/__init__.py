@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from worker.store.port.commands import CommandLedger, StoredCommand
+from worker.store.port.damage import DamagedRow, DamageFound
 from worker.store.port.facts import Facts, RollingOutcomes, ScenarioFacts, TriggerState
 from worker.store.port.log import (
     Duplicate,
@@ -21,6 +22,7 @@ from worker.store.port.log import (
     IncomingReject,
     Quarantined,
     QuarantineEntry,
+    QuarantineRoom,
     RecordLog,
     Stored,
     StoredRecord,
@@ -42,12 +44,16 @@ from worker.store.port.projections import (
 from worker.store.port.runs import Run, RunLedger, RunState
 
 
-class Store(RecordLog, Projections, Facts, RunLedger, ModelRegistry, Outbox, CommandLedger, Maintenance, Protocol):
+class Store(
+    RecordLog, Projections, Facts, RunLedger, ModelRegistry, Outbox, CommandLedger, Maintenance, DamageFound, Protocol
+):
     """All of it."""
 
 
 __all__ = [
     "CommandLedger",
+    "DamageFound",
+    "DamagedRow",
     "Deployment",
     "Duplicate",
     "EpisodeFilter",
@@ -67,6 +73,7 @@ __all__ = [
     "Projection",
     "Projections",
     "QuarantineEntry",
+    "QuarantineRoom",
     "Quarantined",
     "RecordLog",
     "RollingOutcomes",

@@ -82,6 +82,15 @@ class QuarantineEntry(Struct, kw_only=True):
     headers: Mapping[str, str]
     seen: int  # how often the same body came with the same reason
     replayed_at_ms: int | None = None
+    replays: int = 0  # how often a replay found it as bad as before
+
+
+class QuarantineRoom(Struct, frozen=True):
+    """How much the quarantine of the whole store holds."""
+
+    entries: int
+    bytes: int  # what the entries keep, and 256 for each
+    moved: int  # entries that were moved out into files since the store was made
 
 
 class RecordLog(Protocol):
@@ -126,4 +135,16 @@ class RecordLog(Protocol):
 
     async def quarantine_mark_replayed(self, entry_ids: Sequence[int], now_ms: int) -> None:
         """They went through; they stay, marked."""
+        ...
+
+    async def quarantine_mark_refused(self, entry_ids: Sequence[int]) -> None:
+        """A replay found them as bad as before; they stay, counted."""
+        ...
+
+    async def quarantine_room(self) -> QuarantineRoom:
+        """How much is there, over all scenarios."""
+        ...
+
+    async def quarantine_move_out(self, entry_ids: Sequence[int]) -> None:
+        """Forget entries that were written elsewhere, and count them as moved. Their numbers are not given out again."""
         ...

@@ -16,6 +16,7 @@ import structlog
 from worker.clock import Clock
 from worker.errors import ConfigurationError, StoreCorrupt, StoreUnavailable
 from worker.store.sqlite.connection import connect_reader, connect_writer, create_file, quick_check
+from worker.store.sqlite.damage import DamageBook
 from worker.store.sqlite.errors import translate
 from worker.store.sqlite.identity import FileIdentity
 from worker.store.sqlite.lock import StoreLock
@@ -41,7 +42,9 @@ class Database:
         self.read_only = read_only
         #: Called in the writer's thread after every rollback: caches of what was written must forget it.
         self.on_rollback: list[Callable[[], None]] = []
-        self._clock = clock
+        self.clock = clock
+        #: Rows that are not what was stored.
+        self.damage = DamageBook()
         self._lock = StoreLock(path)
         self._identity = FileIdentity(path)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
@@ -92,9 +95,10 @@ class Database:
                 connection = connect_writer(self.path)
                 self._writer = connection
                 refuse_foreign(connection, self.path)
-                started = self._clock.monotonic()
+                started = self.clock.monotonic()
                 self._refuse_damaged(quick_check(connection))
                 migrated = migrate(connection)
+                self.damage.load(connection)
                 self._identity.connected()
         except BaseException:
             self._close_writer()
@@ -105,7 +109,7 @@ class Database:
             path=str(self.path),
             schema=schema_version(connection),
             migrated=migrated,
-            check_seconds=round(self._clock.monotonic() - started, 3),
+            check_seconds=round(self.clock.monotonic() - started, 3),
         )
 
     def _refuse_damaged(self, found: str | None) -> None:

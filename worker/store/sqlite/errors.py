@@ -35,7 +35,8 @@ def translate(error: Exception, path: object) -> StoreError | None:
     if primary in _CURES:
         name = getattr(error, "sqlite_errorname", primary)
         return StoreUnavailable(f"the store {path} is not available ({name}): {_CURES[primary]}")
-    if primary in _DAMAGED:
+    if primary in _DAMAGED or (primary is None and "decode to UTF-8" in str(error)):
+        # The second is the sqlite3 module's own: text that was UTF-8 when it was stored.
         return StoreCorrupt(
             f"the store {path} is damaged ({error}); restore a backup (`swarm-worker backup` makes them)"
         )

@@ -10,13 +10,15 @@ import sqlite3
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Any, TypeAlias
+from zlib import adler32
 
 import msgspec
 
 from worker.store.port import Duplicate, Incoming, IncomingBatch, IncomingReject, Quarantined, Stored, Verdict
 from worker.store.quarantine_rows import conflict_detail, message_of
-from worker.store.record_rows import ACTION, KINDS, action_body, other_body, record_from, same_content
+from worker.store.record_rows import ACTION, KINDS, action_body, other_body, same_content
 from worker.store.sqlite.bulk import Bulk
+from worker.store.sqlite.check_sums import Row, RowDamaged, check_sum, read_row
 from worker.store.sqlite.ingest_names import Fresh, Scope, Session, Task, find_names
 from worker.store.sqlite.numbers import SQL, Numbers
 from worker.store.sqlite.quarantine import insert_quarantine
@@ -33,8 +35,8 @@ _INSERT_IDENTITY = Bulk(SQL["insert_identity"])
 _TOUCH_TASK = Bulk(SQL["touch_task"])
 _LINK_TASK = Bulk(SQL["link_task"])
 
-#: position, kind, task_no, sequence, body
-RecordRow: TypeAlias = tuple[int, int, int | None, int | None, str]
+#: position, kind, task_no, sequence, body, check sum
+RecordRow: TypeAlias = tuple[int, int, int | None, int | None, str, int]
 
 
 class GroupIngest:
@@ -164,7 +166,8 @@ class GroupIngest:
                 if type(record) is ActionRecord:
                     event_id = record.event_id
                     sequence = -position if event_id is None else event_id
-                    add((position, ACTION, tasks[record.task_id].number, sequence, action_body(record, nulls)))
+                    number, body = tasks[record.task_id].number, action_body(record, nulls)
+                    add((position, ACTION, number, sequence, body.decode(), adler32(body, position ^ number)))
                     if event_id is None and record.record_id is not None:
                         self._identities.append((fresh.scope.number, record.record_id, position))
                 else:
@@ -189,7 +192,8 @@ class GroupIngest:
                 self._identities.append((scope.number, record.record_id, position))
             if isinstance(record, LlmCallRecord) and record.task_id is not None:
                 task_no, sequence = scope.tasks[record.task_id].number, -position
-        self._rows.append((position, KINDS[type(record)], task_no, sequence, other_body(record, nulls)))
+        kind, body = KINDS[type(record)], other_body(record, nulls)
+        self._rows.append((position, kind, task_no, sequence, body.decode(), check_sum(position, kind, task_no, body)))
 
     def _store_rows(self) -> None:
         connection = self._connection
@@ -198,7 +202,7 @@ class GroupIngest:
         if _INSERT_RECORD.run(connection, rows) < len(rows):
             positions = msgspec.json.encode([row[0] for row in rows]).decode()
             missing = set(msgspec.json.decode(connection.execute(SQL["missing_records"], (positions,)).fetchone()[0]))
-            for position, _, task_no, sequence, _ in rows:
+            for position, _, task_no, sequence, *_ in rows:
                 if position in missing:
                     known = connection.execute(SQL["find_action"], (task_no, sequence)).fetchone()
                     refused[position] = known[0]
@@ -236,10 +240,10 @@ class GroupIngest:
     def _refuse(self, fresh: Fresh, record: Record, known_position: int) -> None:
         """Count a record whose identity is taken as a duplicate, or quarantine it where it says something else."""
         if known_position >> PLACE_BITS >= self._fresh[0].batch_no:
-            known = self._in_group(known_position)[1]
+            known: Record | None = self._in_group(known_position)[1]
         else:
-            known = record_from(*self._connection.execute(SQL["get_record"], (known_position,)).fetchone())[0]
-        if same_content(record, known):
+            known = self._stored(known_position)
+        if known is not None and same_content(record, known):
             fresh.duplicates += 1
             return
         fresh.conflicts += 1
@@ -251,6 +255,13 @@ class GroupIngest:
             received_at_ms=fresh.incoming.received_at_ms,
         )
         self._quarantine(fresh.scope, reject)
+
+    def _stored(self, position: int) -> Record | None:
+        """A record of before; None where it is damaged, so that nobody can say whether another one is its copy."""
+        try:
+            return read_row(Row(*self._connection.execute(SQL["get_record"], (position,)).fetchone()))[0]
+        except RowDamaged:
+            return None
 
     # ------------------------------------------------------------ tasks and sessions
 

@@ -13,11 +13,13 @@ import msgspec
 from worker.episodes.episode import Episode
 from worker.learning.counts import CountKey, Counts, Source
 from worker.store.port import EpisodeFilter, PendingGraph, RollingOutcomes, ScenarioFacts, Session
-from worker.store.record_rows import LEARN_STATS, record_from
+from worker.store.record_rows import LEARN_STATS
 from worker.store.sql import load_statements
+from worker.store.sqlite.check_sums import Row
+from worker.store.sqlite.damage import Found
 from worker.store.sqlite.ingest import PLACE_BITS
 from worker.store.sqlite.log import SQL as LOG_SQL
-from worker.store.sqlite.pending import pending_graph
+from worker.store.sqlite.pending import checked, pending_graph
 from worker.store.sqlite.role import Role
 from worker.wire.records import INT64_MAX
 
@@ -83,8 +85,11 @@ class Learnt(Role):
         }
         rows = await self._database.read(_of_scenario(scenario, SQL["ended_sessions"], parameters))
         sessions = []
-        for position, received_at_ms, body in rows:
-            record: Any = record_from(LEARN_STATS, None, body)[0]
+        damaged: list[Found] = []
+        for position, received_at_ms, *columns in rows:
+            record: Any = checked(scenario, Row(position, LEARN_STATS, None, None, *columns), damaged)
+            if record is None:
+                continue
             sessions.append(
                 Session(
                     scenario=scenario,
@@ -93,6 +98,7 @@ class Learnt(Role):
                     record=record,
                 )
             )
+        await self._note_damage(damaged)
         return sessions
 
     async def graphs(self, scenario: str, *, latest: int) -> list[PendingGraph]:
@@ -102,7 +108,10 @@ class Learnt(Role):
             found = connection.execute(LOG_SQL["scenario_no"], (scenario,)).fetchone()
             return [] if found is None else connection.execute(SQL["newest_graphs"], (found[0], latest)).fetchall()
 
-        return [pending_graph(scenario, *row) for row in await self._database.read(read)]
+        damaged: list[Found] = []
+        graphs = [pending_graph((scenario, *row), damaged) for row in await self._database.read(read)]
+        await self._note_damage(damaged)
+        return [graph for graph in graphs if graph is not None]
 
     async def counts(
         self, scenario: str | None, *, holdout: bool | None = None, since_day: int | None = None

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from worker.store.port import Incoming, StoredRecord, Verdict
-from worker.store.record_rows import ACTION, kind_named, record_from
+from worker.store.record_rows import ACTION, kind_named
 from worker.store.sql import load_statements
+from worker.store.sqlite.check_sums import Row, RowDamaged, read_row
+from worker.store.sqlite.damage import found_at
 from worker.store.sqlite.database import Database
 from worker.store.sqlite.ingest import PLACE_BITS, PLACE_MASK, GroupIngest
 from worker.store.sqlite.numbers import Numbers
@@ -53,12 +55,17 @@ class RecordLog(Role):
             size = PAGE if left is None else min(PAGE, left)
             parameters = {"kind": kind, "task_id": task_id, "from": start, "limit": size}
             rows = await self._database.read(_page(scenario, statement, parameters))
-            for batch_no, position, kind_no, task, body, received_at_ms in rows:
-                record, nulls = record_from(kind_no, task, body)
-                yield StoredRecord(scenario, batch_no, position & PLACE_MASK, received_at_ms, record, nulls)
+            for batch_no, received_at_ms, *columns in rows:
+                row = Row(*columns)
+                try:
+                    record, nulls = read_row(row)
+                except RowDamaged as why:
+                    await self._note_damage([found_at(scenario, row, why)])
+                else:
+                    yield StoredRecord(scenario, batch_no, row.position & PLACE_MASK, received_at_ms, record, nulls)
             if len(rows) < size:
                 return
-            start = rows[-1][1] + 1
+            start = rows[-1][2] + 1
             left = None if left is None else left - size
 
 

@@ -11,10 +11,12 @@ import msgspec
 
 from worker.episodes.task import PlacedAction, TaskView
 from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask
-from worker.store.record_rows import GRAPH, LEARN_STATS, action_from, record_from
+from worker.store.record_rows import ACTION, GRAPH, LEARN_STATS, action_from
 from worker.store.sql import load_statements
+from worker.store.sqlite.check_sums import Row, RowDamaged, read_actions, read_row
+from worker.store.sqlite.damage import Found, found_at
 from worker.store.sqlite.ingest import PLACE_BITS, PLACE_MASK
-from worker.wire.records import LearnStatsRecord
+from worker.wire.records import Record
 
 SQL = load_statements(Path(__file__).parent / "sql" / "projections.sql")
 
@@ -22,33 +24,56 @@ SQL = load_statements(Path(__file__).parent / "sql" / "projections.sql")
 Place: TypeAlias = tuple[int, str, int, int]
 
 
-def read_pending(connection: sqlite3.Connection, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
-    """See the port. At least one item where any is ready, however many actions it has."""
-    items: list[Pending] = [*_sessions(connection, limit)]
-    items += _graphs(connection, limit - len(items))
+def read_pending(
+    connection: sqlite3.Connection, *, now_ms: int, idle_ms: int, limit: int, damaged: list[Found]
+) -> list[Pending]:
+    """See the port. At least one item where any is ready and sound, however many actions it has.
+
+    Rows that are damaged are added to `damaged`; what they belong to is not among the items.
+    """
+    items: list[Pending] = [*_sessions(connection, limit, damaged)]
+    items += _graphs(connection, limit - len(items), damaged)
     quiet_since = now_ms - idle_ms
     chosen = list(_up_to(limit - len(items), _due_tasks(connection, quiet_since)))
     if not items and not chosen:
         chosen = list(_up_to(1, _due_tasks(connection, quiet_since)))
-    return items + _with_actions(connection, chosen, quiet_since)
+    return items + _with_actions(connection, chosen, quiet_since, damaged)
 
 
-def _sessions(connection: sqlite3.Connection, limit: int) -> Iterator[PendingSession]:
-    for scenario, position, received_at_ms, body in connection.execute(SQL["pending_sessions"], (limit,)):
-        record, _ = record_from(LEARN_STATS, None, body)
-        yield PendingSession(
-            scenario=scenario, batch_no=position >> PLACE_BITS, received_at_ms=received_at_ms, record=_session(record)
-        )
+def checked(scenario: str, row: Row, damaged: list[Found]) -> Record | None:
+    """The record of a row; None, and one more in `damaged`, where it is not what was stored."""
+    try:
+        return read_row(row)[0]
+    except RowDamaged as why:
+        damaged.append(found_at(scenario, row, why))
+        return None
 
 
-def _graphs(connection: sqlite3.Connection, limit: int) -> Iterator[PendingGraph]:
-    for scenario, position, received_at_ms, body in connection.execute(SQL["pending_graphs"], (limit,)):
-        yield pending_graph(scenario, position, received_at_ms, body)
+def _sessions(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[PendingSession]:
+    for scenario, position, received_at_ms, *columns in connection.execute(SQL["pending_sessions"], (limit,)):
+        record: Any = checked(scenario, Row(position, LEARN_STATS, None, None, *columns), damaged)
+        if record is not None:
+            yield PendingSession(
+                scenario=scenario, batch_no=position >> PLACE_BITS, received_at_ms=received_at_ms, record=record
+            )
 
 
-def pending_graph(scenario: str, position: int, received_at_ms: int, body: str) -> PendingGraph:
-    """A graph record as it is offered to the projector and to training."""
-    record: Any = record_from(GRAPH, None, body)[0]
+def _graphs(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[PendingGraph]:
+    for columns in connection.execute(SQL["pending_graphs"], (limit,)):
+        graph = pending_graph(columns, damaged)
+        if graph is not None:
+            yield graph
+
+
+def pending_graph(columns: tuple[Any, ...], damaged: list[Found]) -> PendingGraph | None:
+    """A graph record as it is offered to the projector and to training; None as in `checked`.
+
+    The columns are those of the statement `pending_graphs`.
+    """
+    scenario, position, received_at_ms, *rest = columns
+    record: Any = checked(scenario, Row(position, GRAPH, None, None, *rest), damaged)
+    if record is None:
+        return None
     return PendingGraph(
         scenario=scenario,
         batch_no=position >> PLACE_BITS,
@@ -75,17 +100,27 @@ def _up_to(limit: int, tasks: Iterable[Any]) -> Iterator[Any]:
             return
 
 
-def _with_actions(connection: sqlite3.Connection, tasks: list[Any], quiet_since: int) -> list[PendingTask]:
+def _with_actions(
+    connection: sqlite3.Connection, tasks: list[Any], quiet_since: int, damaged: list[Found]
+) -> list[PendingTask]:
     actions = dict(_read(connection, "actions_of_tasks", [task[0] for task in tasks]))
-    decoded: dict[int, list[tuple[int, list[Any]]]] = {no: msgspec.json.decode(text) for no, text in actions.items()}
+    decoded: dict[int, list[tuple[int, list[Any]]]] = {}
+    for number, scenario, task_id, count, *_ in tasks:
+        found_actions = read_actions(number, actions[number], count)
+        if found_actions is None:
+            damaged += _damage_of_task(connection, number, scenario, task_id, count)
+        else:
+            decoded[number] = found_actions
     numbers = {position >> PLACE_BITS for placed in decoded.values() for position, _ in placed}
     found = _read(connection, "places_of_batches", sorted(numbers))[0][0]
     places: dict[int, Place] = {batch_no: tuple(place) for batch_no, *place in msgspec.json.decode(found)}
-    sessions = {
-        session_no: (position >> PLACE_BITS, _session(record_from(LEARN_STATS, None, body)[0]))
-        for session_no, position, body in _read(
-            connection, "sessions_by_number", sorted({t[6] for t in tasks} - {None})
+    scenario_of = {task[6]: task[1] for task in tasks}
+    sessions: dict[int, tuple[int, Any]] = {
+        session_no: (
+            position >> PLACE_BITS,
+            checked(scenario_of[session_no], Row(position, LEARN_STATS, None, None, *columns), damaged),
         )
+        for session_no, position, *columns in _read(connection, "sessions_by_number", sorted({*scenario_of} - {None}))
     }
     items = []
     for (
@@ -100,6 +135,8 @@ def _with_actions(connection: sqlite3.Connection, tasks: list[Any], quiet_since:
         projected_idle,
     ) in tasks:
         session_batch_no, session = sessions.get(session_no, (None, None))
+        if number not in decoded or (session_no is not None and session is None):
+            continue
         view = TaskView(
             scenario=scenario,
             task_id=task_id,
@@ -130,6 +167,18 @@ def _read(connection: sqlite3.Connection, statement: str, numbers: list[int]) ->
     return connection.execute(SQL[statement], (msgspec.json.encode(numbers).decode(),)).fetchall()
 
 
-def _session(record: Any) -> LearnStatsRecord:
-    assert isinstance(record, LearnStatsRecord)  # noqa: S101  the kind beside the body says so
-    return record
+def _damage_of_task(
+    connection: sqlite3.Connection, number: int, scenario: str, task_id: str, actions: int
+) -> list[Found]:
+    """Which rows of a task are damaged; the task's own row where each of its records is sound but one is not there."""
+    damaged: list[Found] = []
+    sound = 0
+    for position, kind, *columns in connection.execute(SQL["rows_of_task"], (number,)):
+        checked(scenario, Row(position, kind, number, task_id, *columns), damaged)
+        sound += kind == ACTION
+    if not damaged:
+        detail = f"it has {actions} actions, and {sound} are there"
+        damaged.append(
+            Found(table="task", row=number, detail=detail, scenario=scenario, task_no=number, task_id=task_id)
+        )
+    return damaged

@@ -12,6 +12,8 @@ import msgspec
 from worker.episodes.episode import Episode
 from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask, Projection
 from worker.store.sqlite.bulk import Bulk
+from worker.store.sqlite.damage import SQL as DAMAGE_SQL
+from worker.store.sqlite.damage import Found
 from worker.store.sqlite.ingest import PLACE_BITS
 from worker.store.sqlite.pending import SQL, read_pending
 from worker.store.sqlite.role import Role, scenario_number
@@ -26,9 +28,14 @@ class Projections(Role):
 
     async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
         """Items that are ready."""
-        return await self._database.read(
-            lambda connection: read_pending(connection, now_ms=now_ms, idle_ms=idle_ms, limit=limit)
-        )
+        while True:
+            found: list[Found] = []
+            items = await self._database.read(
+                lambda db: read_pending(db, now_ms=now_ms, idle_ms=idle_ms, limit=limit, damaged=found)  # noqa: B023
+            )
+            # Again, since what is damaged took the place of others. Each time round notes a row that was not known.
+            if not await self._note_damage(found):
+                return items
 
     async def project(self, projections: Sequence[Projection]) -> None:
         """Store what came of pending items.
@@ -60,8 +67,10 @@ class Projections(Role):
             ):
                 connection.execute(SQL[statement], number)
             connection.execute(SQL["recount_scenario"], (*number, under))
+            connection.execute(DAMAGE_SQL["forget_damage"], number)
 
         await self._database.write(write)
+        self._database.damage.forget(scenario)
 
     async def projected_under(self, scenario: str) -> str | None:
         """The rules that the projections go by."""

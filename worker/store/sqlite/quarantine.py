@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from worker.store.port import IncomingReject, QuarantineEntry
+from worker.store.port import IncomingReject, QuarantineEntry, QuarantineRoom
 from worker.store.quarantine_rows import keep
 from worker.store.sql import load_statements
 from worker.store.sqlite.role import Role
@@ -57,11 +57,32 @@ class Quarantine(Role):
         rows = [(now_ms, entry_id) for entry_id in entry_ids]
         await self._database.write(lambda db: db.executemany(SQL["mark_replayed"], rows))
 
+    async def quarantine_mark_refused(self, entry_ids: Sequence[int]) -> None:
+        """Count a replay that changed nothing."""
+        rows = [(entry_id,) for entry_id in entry_ids]
+        await self._database.write(lambda db: db.executemany(SQL["mark_refused"], rows))
+
+    async def quarantine_room(self) -> QuarantineRoom:
+        """One row, kept by triggers."""
+        row = await self._database.read(lambda db: db.execute(SQL["quarantine_room"]).fetchone())
+        return QuarantineRoom(*row)
+
+    async def quarantine_move_out(self, entry_ids: Sequence[int]) -> None:
+        """Delete them and count how many there were."""
+        rows = [(entry_id,) for entry_id in entry_ids]
+
+        def remove(connection: sqlite3.Connection) -> None:
+            gone = connection.executemany(SQL["remove_quarantine"], rows).rowcount
+            connection.execute(SQL["note_moved"], (gone,))
+
+        await self._database.write(remove)
+
 
 def _entry(row: Sequence[Any]) -> QuarantineEntry:
-    entry_id, scenario, reason, detail, received_at_ms, size, digest, body, truncated, headers, seen, replayed = row
+    entry_id, scenario, reason, detail, received_at_ms, size, digest, body, truncated, headers, *counts = row
+    seen, replayed, replays = counts
     return QuarantineEntry(
         entry_id=entry_id, scenario=scenario, reason=reason, detail=detail, received_at_ms=received_at_ms, size=size,
         sha256=digest, body=body, truncated=bool(truncated), headers=msgspec.json.decode(headers), seen=seen,
-        replayed_at_ms=replayed,
+        replayed_at_ms=replayed, replays=replays,
     )  # fmt: skip

@@ -51,7 +51,7 @@ INSERT INTO record_identity (scenario_no, record_id, position) VALUES (?, ?, ?) 
 SELECT position FROM record_identity WHERE scenario_no = ? AND record_id = ?;
 
 -- insert_record --
-INSERT INTO record (position, kind, task_no, sequence, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING;
+INSERT INTO record (position, kind, task_no, sequence, body, check_sum) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING;
 
 -- missing_records --
 SELECT json_group_array(value) FROM json_each(?) WHERE NOT EXISTS (SELECT 1 FROM record WHERE position = value);
@@ -60,7 +60,7 @@ SELECT json_group_array(value) FROM json_each(?) WHERE NOT EXISTS (SELECT 1 FROM
 SELECT position FROM record WHERE task_no = ? AND sequence = ?;
 
 -- get_record --
-SELECT record.kind, task.task_id, record.body
+SELECT record.position, record.kind, record.task_no, task.task_id, CAST(record.body AS BLOB), record.check_sum
 FROM record LEFT JOIN task ON task.task_no = record.task_no
 WHERE record.position = ?;
 

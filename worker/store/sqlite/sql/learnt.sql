@@ -48,9 +48,9 @@ SELECT count(*), avg(outcome = 'success'), avg(score) FROM (
 );
 
 -- ended_sessions --
-SELECT session.position, batch.received_at_ms, record.body
+SELECT session.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
 FROM session
-JOIN record ON record.position = session.position
+LEFT JOIN record ON record.position = session.position
 JOIN batch ON batch.batch_no = session.position >> 14
 WHERE session.scenario_no = :scenario_no AND session.position IS NOT NULL
     AND session.ended_at_ms >= :since_ms AND session.ended_at_ms <= :until_ms
@@ -59,9 +59,9 @@ WHERE session.scenario_no = :scenario_no AND session.position IS NOT NULL
 ORDER BY session.ended_at_ms DESC, session.session_id DESC LIMIT :limit;
 
 -- newest_graphs --
-SELECT graph.position, batch.received_at_ms, record.body
+SELECT graph.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
 FROM graph
-JOIN record ON record.position = graph.position
+LEFT JOIN record ON record.position = graph.position
 JOIN batch ON batch.batch_no = graph.position >> 14
 WHERE graph.scenario_no = ?
 ORDER BY graph.ended_at_ms DESC, graph.position DESC LIMIT ?;

@@ -3,7 +3,9 @@ SELECT scenario_no FROM scenario WHERE name = ?;
 
 -- page_of_all --
 -- CROSS JOIN keeps the batches outside, so both orders come from the tables and a page costs what it holds.
-SELECT batch.batch_no, record.position, record.kind, task.task_id, record.body, batch.received_at_ms
+SELECT
+    batch.batch_no, batch.received_at_ms, record.position, record.kind, record.task_no, task.task_id,
+    CAST(record.body AS BLOB), record.check_sum
 FROM batch
 CROSS JOIN record ON record.position >= max(batch.batch_no << 14, :from) AND record.position < (batch.batch_no + 1) << 14
 LEFT JOIN task ON task.task_no = record.task_no
@@ -11,7 +13,9 @@ WHERE batch.scenario_no = :scenario_no AND batch.batch_no >= :from >> 14 AND (:k
 ORDER BY batch.batch_no, record.position LIMIT :limit;
 
 -- page_of_others --
-SELECT batch.batch_no, record.position, record.kind, task.task_id, record.body, batch.received_at_ms
+SELECT
+    batch.batch_no, batch.received_at_ms, record.position, record.kind, record.task_no, task.task_id,
+    CAST(record.body AS BLOB), record.check_sum
 FROM record
 JOIN batch ON batch.batch_no = record.position >> 14
 LEFT JOIN task ON task.task_no = record.task_no
@@ -19,7 +23,9 @@ WHERE record.kind = :kind AND record.kind <> 0 AND record.position >= :from AND 
 ORDER BY record.position LIMIT :limit;
 
 -- page_of_task --
-SELECT batch.batch_no, record.position, record.kind, task.task_id, record.body, batch.received_at_ms
+SELECT
+    batch.batch_no, batch.received_at_ms, record.position, record.kind, record.task_no, task.task_id,
+    CAST(record.body AS BLOB), record.check_sum
 FROM task
 JOIN record ON record.task_no = task.task_no
 JOIN batch ON batch.batch_no = record.position >> 14

@@ -1,38 +1,58 @@
 -- pending_sessions --
-SELECT scenario.name, session.position, batch.received_at_ms, record.body
+-- LEFT JOIN: a row that is gone is damage too.
+SELECT scenario.name, session.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
 FROM session
 JOIN scenario USING (scenario_no)
-JOIN record ON record.position = session.position
+LEFT JOIN record ON record.position = session.position
 JOIN batch ON batch.batch_no = session.position >> 14
 WHERE session.position IS NOT NULL AND session.counted = 0
+    AND session.position NOT IN (SELECT row_no FROM damage WHERE table_name = 'record')
 ORDER BY session.session_no LIMIT ?;
 
 -- pending_graphs --
-SELECT scenario.name, graph.position, batch.received_at_ms, record.body
+SELECT scenario.name, graph.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
 FROM graph
 JOIN scenario USING (scenario_no)
-JOIN record ON record.position = graph.position
+LEFT JOIN record ON record.position = graph.position
 JOIN batch ON batch.batch_no = graph.position >> 14
-WHERE graph.projected = 0
+WHERE graph.projected = 0 AND graph.position NOT IN (SELECT row_no FROM damage WHERE table_name = 'record')
 ORDER BY graph.position LIMIT ?;
 
 -- tasks_due_now --
 SELECT task_no, scenario.name, task_id, actions, changed_upto, last_received_ms, session_no, projected_upto, projected_idle
 FROM task JOIN scenario USING (scenario_no)
-WHERE due = 1 ORDER BY task_no;
+WHERE due = 1
+    AND task_no NOT IN (SELECT task_no FROM damage WHERE task_no IS NOT NULL)
+    AND NOT EXISTS (
+        SELECT 1 FROM session JOIN damage ON damage.table_name = 'record' AND damage.row_no = session.position
+        WHERE session.session_no = task.session_no
+    )
+ORDER BY task_no;
 
 -- tasks_due_idle --
 SELECT task_no, scenario.name, task_id, actions, changed_upto, last_received_ms, session_no, projected_upto, projected_idle
 FROM task JOIN scenario USING (scenario_no)
-WHERE due = 2 AND last_received_ms <= ? ORDER BY last_received_ms;
+WHERE due = 2 AND last_received_ms <= ?
+    AND task_no NOT IN (SELECT task_no FROM damage WHERE task_no IS NOT NULL)
+    AND NOT EXISTS (
+        SELECT 1 FROM session JOIN damage ON damage.table_name = 'record' AND damage.row_no = session.position
+        WHERE session.session_no = task.session_no
+    )
+ORDER BY last_received_ms;
 
 -- actions_of_tasks --
 -- One row a task, not one an action: see ingest.py on steps.
 SELECT
     wanted.value,
-    (SELECT '[' || group_concat('[' || position || ',' || body || ']') || ']'
+    (SELECT CAST(
+         '[' || group_concat('[' || position || ',' || coalesce(check_sum, 'null') || ',' || body || ']') || ']' AS BLOB
+     )
      FROM record WHERE task_no = wanted.value AND kind = 0)
 FROM json_each(?) AS wanted;
+
+-- rows_of_task --
+-- Row by row, to find which of them is damaged. Of any kind: that may be what is damaged.
+SELECT position, kind, CAST(body AS BLOB), check_sum FROM record WHERE task_no = ?;
 
 -- places_of_batches --
 SELECT json_group_array(json_array(
@@ -43,10 +63,10 @@ CROSS JOIN batch ON batch.batch_no = wanted.value
 LEFT JOIN producer USING (producer_no);
 
 -- sessions_by_number --
-SELECT session_no, session.position, record.body
+SELECT session_no, session.position, CAST(record.body AS BLOB), record.check_sum
 FROM json_each(?) AS wanted
 CROSS JOIN session ON session.session_no = wanted.value
-JOIN record ON record.position = session.position;
+LEFT JOIN record ON record.position = session.position;
 
 -- projected_tasks --
 SELECT json_group_array(json_array(task_id, task_no, projected_upto, projected_idle))

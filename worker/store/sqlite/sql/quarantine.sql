@@ -7,7 +7,8 @@ ON CONFLICT (scenario_no, reason, sha256) DO UPDATE SET seen = seen + 1, replaye
 RETURNING seen;
 
 -- list_quarantine --
-SELECT entry_id, name, reason, detail, received_at_ms, size, sha256, body, truncated, headers, seen, replayed_at_ms
+SELECT entry_id, name, reason, detail, received_at_ms, size, sha256, body, truncated, headers, seen, replayed_at_ms,
+    replays
 FROM quarantine JOIN scenario USING (scenario_no)
 WHERE entry_id > :after
     AND (:scenario IS NULL OR name = :scenario)
@@ -16,9 +17,22 @@ WHERE entry_id > :after
 ORDER BY entry_id LIMIT :limit;
 
 -- get_quarantine --
-SELECT entry_id, name, reason, detail, received_at_ms, size, sha256, body, truncated, headers, seen, replayed_at_ms
+SELECT entry_id, name, reason, detail, received_at_ms, size, sha256, body, truncated, headers, seen, replayed_at_ms,
+    replays
 FROM quarantine JOIN scenario USING (scenario_no)
 WHERE entry_id = ?;
 
 -- mark_replayed --
 UPDATE quarantine SET replayed_at_ms = ? WHERE entry_id = ?;
+
+-- mark_refused --
+UPDATE quarantine SET replays = replays + 1 WHERE entry_id = ?;
+
+-- remove_quarantine --
+DELETE FROM quarantine WHERE entry_id = ?;
+
+-- note_moved --
+UPDATE quarantine_room SET moved = moved + ?;
+
+-- quarantine_room --
+SELECT entries, bytes, moved FROM quarantine_room;
