@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from worker import crash
 from worker.broker.control import CommandSource
 from worker.broker.port import ControlMessage
 from worker.clock import Clock
@@ -165,6 +166,7 @@ class Control:
         if known is not None and known.status == "accepted":
             # Before anything that waits: it may end meanwhile.
             self._waiting[ledger_id].append(message)
+        crash.point("control_persisted")
         await message.ack()
         if known is None:
             self.stats.accepted += 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from worker import crash
 from worker.broker.port import OutgoingMessage, Publisher
 from worker.clock import Clock
 from worker.errors import PublishFailed, StoreError
@@ -126,6 +127,7 @@ class OutboxRelay:
             )
             await self._store.mark_attempt(event.event_id)
             return False
+        crash.point("event_confirmed")
         await self._store.mark_sent([event.event_id], self._clock.now_ms())
         self.stats.sent += 1
         self.stats.last_error = None

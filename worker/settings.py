@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker import crash
 from worker.episodes.rules import TERMINAL_ACTIONS
 from worker.errors import ConfigurationError
 from worker.wire.names import SLUG
@@ -65,6 +75,8 @@ def default_worker_id() -> str:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+
+CrashPoint = Annotated[str, AfterValidator(crash.checked)]
 
 #: The built-in learn models. The first one that runs says how an episode ended, to the quality and drift triggers.
 LEARN_MODELS = ("worker_decision_sequence", "worker_task", "dependency_graph", "dpo")
@@ -163,6 +175,11 @@ class Settings(BaseSettings):
     shutdown_grace: PositiveDuration = Field(25.0, description="longest a shutdown may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+
+    # -- tests
+    crash_at: CrashPoint | None = Field(
+        None, description="for tests: kill -9 itself at this point, such as post_commit:3"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

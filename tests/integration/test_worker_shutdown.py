@@ -201,6 +201,8 @@ async def test_without_a_broker_it_gives_up_in_bounded_time(new_worker: NewWorke
         ("learn_models", "worker_task,magic", "SWARM_LEARN_MODELS"),
         ("applicator", "webhook", "SWARM_WEBHOOK_URL"),
         ("prefetch", "100000", "SWARM_PREFETCH"),
+        ("crash_at", "nowhere", "SWARM_CRASH_AT"),
+        ("crash_at", "receive:often", "SWARM_CRASH_AT"),
         ("scenario_options", '{"a": {"trigger": "sometimes"}}', "SWARM_SCENARIO_OPTIONS"),
     ],
 )

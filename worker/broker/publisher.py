@@ -19,6 +19,7 @@ from aiormq.exceptions import (
 )
 from pamqp.common import FieldValue
 
+from worker import crash
 from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
@@ -88,7 +89,7 @@ class RabbitPublisher:
         where = f"exchange {message.exchange!r}, routing key {message.routing_key!r}"
         try:
             # wait=False: not waiting for the socket to drain keeps many in flight; the slots bound what is buffered.
-            await channel.basic_publish(
+            sending = channel.basic_publish(
                 message.body,
                 exchange=message.exchange,
                 routing_key=message.routing_key,
@@ -97,6 +98,8 @@ class RabbitPublisher:
                 timeout=timeout,
                 wait=False,
             )
+            # Events have a type, answers to commands have none.
+            await (sending if message.type is None else crash.halfway("event_published", sending))
         except PublishError as error:
             self.stats.returned += 1
             raise PublishFailed(f"no queue takes it: {where} ({describe(error)})", reason="returned") from error

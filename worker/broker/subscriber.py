@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiormq.abc import DeliveredMessage
 
+from worker import crash
 from worker.broker.consumer import Consumer, Link
 from worker.broker.port import Delivery
 from worker.broker.properties import as_text
@@ -199,6 +200,7 @@ class Subscriber:
         stats.deliveries += 1
         self.last_delivery_at = self._loop.time()
         delivery = RabbitDelivery(self, link, message)
+        crash.point("receive")
         stats.redelivered += delivery.redelivered
         stats.oversized += len(delivery.body) > MAX_BODY
         # Quorum queues may exceed the prefetch (rabbitmq-server #5609): nothing is lost and nobody waits in a callback.

@@ -10,6 +10,7 @@ import signal
 import click
 import structlog
 
+from worker import crash
 from worker.app import WorkerBuilder
 from worker.cli.common import settings_options
 from worker.life import Worker
@@ -37,6 +38,7 @@ def run(*, settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
+    crash.arm(settings.crash_at)
     worker = WorkerBuilder(settings).build()
     # Code and libraries stay for as long as the process, so the collector need not look at them ever again.
     gc.collect()

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from worker import crash
 from worker.errors import ApplyFailed
 from worker.learning import offline_model
 from worker.models.durable import make_private_directory, read_file, sync_directory, write_new
@@ -82,6 +83,7 @@ class ModelFiles:
             log.warning("model_directory_without_row_replaced", scenario=manifest.scenario, version=manifest.version)
             shutil.rmtree(target)
         work.rename(target)
+        crash.point("model_renamed")
         for changed in (target.parent, self._root, self._tmp):
             sync_directory(changed)
 

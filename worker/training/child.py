@@ -21,6 +21,7 @@ import structlog
 from msgspec import Struct
 
 import worker
+from worker import crash
 from worker.models.durable import read_file
 from worker.models.files import MODEL_FILE, MODEL_LIMIT
 from worker.training.limits import EXIT_OUT_OF_MEMORY
@@ -158,6 +159,7 @@ class ChildLauncher:
         )  # fmt: skip
         pid = transport.get_pid()
         log.info("trainer_started", pid=pid, run_dir=run_dir.name)
+        crash.point("trainer_started")
         ended_by_us = ""
         try:
             done, _ = await asyncio.wait(

@@ -15,6 +15,7 @@ import structlog
 from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from worker import crash
 from worker.clock import Clock
 from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable, WorkerError
 from worker.learning import offline_model
@@ -103,6 +104,7 @@ class Execution:
         run = await tools.store.start_run(
             run_id, owner=tools.owner, lease=self._lease, epoch=self._epoch, now_ms=tools.clock.now_ms()
         )
+        crash.point("trigger_claimed")
         self.current.run = run
         log.info("run_started", run_id=run_id, scenario=run.scenario, attempt=run.attempts, epoch=self._epoch)
         work = asyncio.create_task(self._work(run), name=f"train {run.scenario}")
@@ -126,6 +128,7 @@ class Execution:
         # lost lease, and a model that is registered would never be applied.
         self._ending_now = True
         await _to_the_end(self._commit(ending))
+        crash.point("run_committed")
         await asyncio.to_thread(shutil.rmtree, self._run_dir(run), ignore_errors=True)
         self._model = ending.model
         log.info(

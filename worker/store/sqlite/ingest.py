@@ -14,6 +14,7 @@ from zlib import adler32
 
 import msgspec
 
+from worker import crash
 from worker.store.port import Duplicate, Incoming, IncomingBatch, IncomingReject, Quarantined, Stored, Verdict
 from worker.store.quarantine_rows import conflict_detail, message_of
 from worker.store.record_rows import ACTION, KINDS, action_body, other_body, same_content
@@ -56,12 +57,14 @@ class GroupIngest:
 
     def run(self) -> list[Verdict]:
         """One verdict each, in order."""
+        crash.point("begin")
         self._numbers.load(self._connection)
         self._store_batches()
         if self._fresh:
             find_names(self._connection, self._numbers, [*self._scopes.values()], self._fresh)
             self._make_rows()
             self._store_rows()
+            crash.point("mid_insert")
             self._store_tasks()
         for fresh in self._fresh:
             new = len(fresh.incoming.batch.records) - fresh.duplicates - fresh.conflicts
@@ -75,6 +78,7 @@ class GroupIngest:
             if new:
                 fresh.scope.received.append(fresh.incoming.received_at_ms)
         self._store_counts()
+        crash.point("pre_commit")
         return [verdict for verdict in self._verdicts if verdict is not None]
 
     def _scope(self, name: str) -> Scope:

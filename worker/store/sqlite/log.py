@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker import crash
 from worker.store.port import Incoming, StoredRecord, Verdict
 from worker.store.record_rows import ACTION, kind_named
 from worker.store.sql import load_statements
@@ -33,7 +34,9 @@ class RecordLog(Role):
 
     async def ingest(self, group: Sequence[Incoming]) -> list[Verdict]:
         """Store a group in one transaction."""
-        return await self._database.write(lambda connection: GroupIngest(connection, self._numbers, group).run())
+        verdicts = await self._database.write(lambda connection: GroupIngest(connection, self._numbers, group).run())
+        crash.point("post_commit")
+        return verdicts
 
     async def records(
         self,
