@@ -26,7 +26,8 @@ _PAGE = 100
 #: The relay also looks by itself this often (seconds): the command line may have stored an event.
 _LOOK_AGAIN = 5.0
 _BACKOFF_FIRST = 1.0
-_BACKOFF_MOST = 60.0
+#: Short, since nobody tells the relay that the broker is back or takes messages again, and its events are waited for.
+_BACKOFF_MOST = 5.0
 
 
 @dataclass(slots=True)
@@ -117,14 +118,9 @@ class OutboxRelay:
             await self._publisher.publish(message_of(event))
         except PublishFailed as error:
             self.stats.failures += 1
-            self.stats.last_error = str(error)
-            log.warning(
-                "event_not_sent",
-                type=event.type,
-                event_id=event.event_id,
-                attempts=event.attempts + 1,
-                error=str(error),
-            )
+            if str(error) != self.stats.last_error:  # else a broker that is away for a night fills the log
+                self.stats.last_error = str(error)
+                log.warning("event_not_sent", type=event.type, event_id=event.event_id, error=str(error))
             await self._store.mark_attempt(event.event_id)
             return False
         crash.point("event_confirmed")

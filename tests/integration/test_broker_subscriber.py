@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from aiormq.abc import ChannelFrame
+from pamqp.heartbeat import Heartbeat
 
 from tests.integration.conftest import NewSession
 from tests.integration.proxy import proxied
@@ -309,3 +311,33 @@ async def test_thin_slices_and_latency_change_nothing(
         await subscriber.ack_many(got)
         await subscriber.stop()
         assert await ready(session, scenario) == 0
+
+
+async def test_acks_that_the_wire_does_not_take_start_the_consumer_over(
+    new_session: NewSession, amqp_url: str, scenario: str, publish: Publish, eventually: Eventually
+) -> None:
+    """Else it was given up in silence: it took no delivery any more, and nothing brought it back."""
+    async with proxied(amqp_url) as (proxy, url):
+        inbox: asyncio.Queue[Delivery] = asyncio.Queue(10)
+        subscriber = Subscriber(await new_session(url=url, call_timeout=0.5), scenario, inbox, prefetch=10)
+        await subscriber.start()
+        await publish(1)
+        (held,) = await take(inbox, 1)
+        proxy.freeze("up")
+        link = subscriber._consumer.link
+        assert link is not None
+        # More than the kernel takes, and behind it as many frames as may wait.
+        jam = asyncio.create_task(link.channel.basic_publish(bytes(12_000_000), routing_key="nowhere"))
+        async with asyncio.timeout(5):
+            while not link.channel.write_queue.full():
+                link.channel.write_queue.put_nowait(ChannelFrame.marshall(0, [Heartbeat()]))
+                await asyncio.sleep(0.02)
+        await held.ack()
+        assert held.stale
+        proxy.thaw()
+        (again,) = await take_fresh(inbox, 1)
+        assert again.redelivered
+        await eventually(lambda: subscriber.restarts == 1)
+        await asyncio.wait([jam], timeout=5)
+        await again.ack()
+        await subscriber.stop()

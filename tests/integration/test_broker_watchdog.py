@@ -137,3 +137,50 @@ async def test_an_unreachable_broker_is_unhealthy_and_no_reason_to_die(
         assert watchdog.rebuilds == 0
         proxy.thaw()
         await subscriber.stop()
+
+
+async def test_a_queue_that_is_gone_is_made_again(subscriber: Subscriber, eventually: Eventually) -> None:
+    """With its bindings: a node that publishes to the exchange reaches it."""
+    channel = await subscriber.session.open_channel()
+    await channel.queue_delete(subscriber.queue)
+    await eventually(lambda: subscriber.restarts == 1 and subscriber.consuming)
+    await RabbitPublisher(subscriber.session).publish(
+        OutgoingMessage(exchange="swarm.records", routing_key=subscriber.scenario, body=b"1", message_id="m1")
+    )
+    await eventually(lambda: subscriber.outstanding == 1)
+
+
+async def test_an_exchange_that_is_gone_is_made_again(subscriber: Subscriber, eventually: Eventually) -> None:
+    """The queue is there, the consumer is there, and no node can publish: nothing but the watchdog would notice."""
+    watchdog = Watchdog(subscriber)
+    channel = await subscriber.session.open_channel()
+    await channel.exchange_delete("swarm.records")
+    await watchdog.check()
+    assert (watchdog.healthy, watchdog.reason) == (False, "swarm.records is gone from the broker")
+    await eventually(lambda: subscriber.restarts == 1 and subscriber.consuming)
+    await watchdog.check()
+    assert watchdog.healthy
+    await RabbitPublisher(subscriber.session).publish(
+        OutgoingMessage(exchange="swarm.records", routing_key=subscriber.scenario, body=b"1", message_id="m1")
+    )
+    await eventually(lambda: subscriber.outstanding == 1)
+
+
+async def test_a_consumer_that_does_not_come_back_ends_the_worker_while_the_broker_answers(
+    subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Nobody knows why it does not: a fresh process is the cure, not a worker that is red for days."""
+
+    async def never() -> list[str]:
+        raise ConnectionError("for a reason nobody knows")
+
+    watchdog = Watchdog(subscriber, interval=0.05, quiet=0.2)
+    await watchdog.check()
+    monkeypatch.setattr(subscriber._consumer, "_prepare", never)
+    subscriber.rebuild()
+    await eventually(lambda: not subscriber.consuming)
+    assert not watchdog.healthy
+    with pytest.raises(WorkerError, match=r"has not come back .* has not helped") as stalled:
+        await asyncio.wait_for(watchdog.run(), 10)
+    assert stalled.value.exit_code == 70
+    assert watchdog.rebuilds == 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 
 import structlog
 from aiormq import spec
@@ -24,20 +23,24 @@ from worker.errors import BrokerRefused, WorkerError
 log = structlog.get_logger(__name__)
 
 _FIRST_PAUSE = 0.2
-_LONGEST_PAUSE = 10.0
-#: Refusals in a row after the start before we give up: a queue whose node is restarting also answers "not found".
-_REFUSALS_ALLOWED = 6
+#: Short, since a broker that has come back must not wait for us (10 s at most, with the session's 3 s); no storm comes
+#: of it, since each attempt waits for the connection.
+_LONGEST_PAUSE = 2.0
+#: How long we are refused after the start before we give up, in s: a queue whose node is restarting also answers "not
+#: found".
+_REFUSED_SECONDS = 30.0
 
 
 class Link:
     """One channel's life: what is outstanding on it, and settling that."""
 
-    __slots__ = ("channel", "generation", "outstanding", "retired", "tags")
+    __slots__ = ("_on_stuck", "channel", "generation", "outstanding", "retired", "tags")
 
-    def __init__(self, channel: Channel, generation: int) -> None:
+    def __init__(self, channel: Channel, generation: int, on_stuck: Callable[[], None]) -> None:
         self.channel = channel
         self.generation = generation
         self.retired = False
+        self._on_stuck = on_stuck
         #: Delivery tags not settled yet, oldest first.
         self.outstanding: dict[int, None] = {}
         #: Consumer tag by queue.
@@ -88,6 +91,7 @@ class Link:
             # The socket does not take even an ack: the connection is as good as lost, and so are these acks.
             log.warning("ack_not_sent", generation=self.generation)
             self.retired = True
+            self._on_stuck()
 
 
 class Consumer:
@@ -211,10 +215,11 @@ class Consumer:
             self._lost.clear()
             await self._retire()
             pause = _FIRST_PAUSE
-            refusals = 0
+            refused_since: float | None = None
             while not self._stopping and not await self._restored():
-                refusals = refusals + 1 if self._refusal is not None else 0
-                if self._refusal is not None and refusals >= _REFUSALS_ALLOWED:
+                now = asyncio.get_running_loop().time()
+                refused_since = None if self._refusal is None else refused_since or now
+                if self._refusal is not None and refused_since is not None and now - refused_since >= _REFUSED_SECONDS:
                     self._session.fail(self._refusal)
                     return
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
@@ -237,7 +242,7 @@ class Consumer:
         async with self._lock:
             self._queues = await self._prepare()
             channel = await self._session.open_channel()
-            link = self.link = Link(channel, self._session.generation)
+            link = self.link = Link(channel, self._session.generation, self.rebuild)
             self._watch(link)
             try:
                 await channel.basic_qos(prefetch_count=self._prefetch, timeout=self._session.call_timeout)
@@ -288,5 +293,14 @@ class Consumer:
         if link is None:
             return
         link.retired = True
-        with suppress(*BROKER_ERRORS):
-            await link.channel.close(timeout=self._session.call_timeout)
+        # Not waited for beyond the timeout: where the socket takes nothing, aiormq 7.2.4 says goodbye without one. It
+        # ends with the connection then.
+        closing = asyncio.ensure_future(link.channel.close(timeout=self._session.call_timeout))
+        closing.add_done_callback(_heard)
+        await asyncio.wait([closing], timeout=self._session.call_timeout)
+
+
+def _heard(task: asyncio.Future[None]) -> None:
+    """Nobody else asks how it ended, and asyncio would complain."""
+    if not task.cancelled():
+        task.exception()

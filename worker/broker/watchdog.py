@@ -14,18 +14,23 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.subscriber import Subscriber
 from worker.errors import WorkerError
+from worker.wire.names import RECORDS_EXCHANGE
 
 log = structlog.get_logger(__name__)
 
 _AWAY = "the consumer is being brought back"
 #: Seconds to the next check after one that the broker did not answer.
-_SOON = 5.0
+_SOON = 2.0
 
 
 class Watchdog:
-    """Watches one subscriber. `await run()` as a task of the worker: it raises when rebuilding has not helped."""
+    """Watches one subscriber. `await run()` as a task of the worker: it raises when rebuilding has not helped.
 
-    def __init__(self, subscriber: Subscriber, *, interval: float = 30.0, quiet: float = 60.0) -> None:
+    A broker that does not answer is waited for, however long that takes; whether it is really the broker that is away,
+    `supervision` finds out.
+    """
+
+    def __init__(self, subscriber: Subscriber, *, interval: float = 10.0, quiet: float = 60.0) -> None:
         self._found = "not checked yet"
         #: Messages ready in the queue, at the last check; None before the first.
         self.queue_depth: int | None = None
@@ -37,6 +42,10 @@ class Watchdog:
         self._quiet = quiet
         self._strikes = 0
         self._proven = False
+        #: What the last check did not find at the broker.
+        self._missing: str | None = None
+        #: Loop time of the first of the checks in a row which the broker answered while our consumer was away.
+        self._away_since: float | None = None
 
     @property
     def healthy(self) -> bool:
@@ -65,16 +74,24 @@ class Watchdog:
         subscriber = self._subscriber
         try:
             await self._ask()
-        except ChannelNotFoundEntity:
-            self.queue_depth = self.consumers = 0
         except BROKER_ERRORS as error:
             # No connection, or a broker too busy: the session brings that back, and a new consumer would not help.
             self._proven, self._found = False, f"the broker does not answer: {describe(error)}"
+            self._away_since = None
             return
+        if subscriber.consuming or subscriber.paused:
+            self._away_since = None
         if subscriber.paused:
             self._proven, self._found, self._strikes = True, "paused", 0
         elif subscriber.consuming:
             self._judge(self._stall())
+        else:
+            now = asyncio.get_running_loop().time()
+            self._away_since = self._away_since or now
+            if now - self._away_since > self._quiet:
+                self._judge(
+                    f"the broker answers, but the consumer has not come back for {now - self._away_since:.0f} s"
+                )
 
     def _judge(self, stall: str | None) -> None:
         subscriber = self._subscriber
@@ -93,6 +110,8 @@ class Watchdog:
 
     def _stall(self) -> str | None:
         subscriber = self._subscriber
+        if self._missing is not None:
+            return self._missing
         if not self.consumers:
             return "the broker knows of no consumer"
         silent = asyncio.get_running_loop().time() - max(subscriber.last_delivery_at, subscriber.consuming_since)
@@ -103,13 +122,21 @@ class Watchdog:
         return None
 
     async def _ask(self) -> None:
-        session = self._subscriber.session
+        session, queue = self._subscriber.session, self._subscriber.queue
+        self._missing = None
         async with asyncio.timeout(session.call_timeout):
             # A fresh channel: the consumer's own may be the one that is broken.
             channel = await session.open_channel()
             try:
-                answer = await channel.queue_declare(self._subscriber.queue, passive=True, timeout=session.call_timeout)
+                what = queue
+                answer = await channel.queue_declare(queue, passive=True, timeout=session.call_timeout)
+                self.queue_depth, self.consumers = answer.message_count, answer.consumer_count
+                what = RECORDS_EXCHANGE  # without it no node can publish, and the queue would be quiet for ever
+                await channel.exchange_declare(RECORDS_EXCHANGE, passive=True, timeout=session.call_timeout)
+            except ChannelNotFoundEntity:
+                self._missing = f"{what} is gone from the broker"
+                if what == queue:
+                    self.queue_depth = self.consumers = 0
             finally:
                 if not channel.is_closed:
                     await channel.close(timeout=session.call_timeout)
-        self.queue_depth, self.consumers = answer.message_count, answer.consumer_count
