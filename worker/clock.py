@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -16,6 +17,12 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that never go back. For intervals and deadlines."""
         ...
+
+
+def after(clock: Clock, seconds: float) -> Callable[[object], bool]:
+    """Says whether `seconds` are over, counted from now: tenacity's `stop`, on this clock and not the machine's."""
+    end = clock.monotonic() + seconds
+    return lambda _: clock.monotonic() >= end
 
 
 class SystemClock:

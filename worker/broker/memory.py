@@ -154,7 +154,8 @@ class MemoryConsumer:
         self.generation += 1
         self.queue.ready.extendleft(reversed(self.outstanding.values()))
         self.outstanding.clear()
-        self.fill()
+        for consumer in list(self.queue.wake):
+            consumer.fill()
 
     def settle(self, tag: int, generation: int, *, requeue: bool) -> None:
         """Ack or requeue; nothing where the channel is gone or it was settled before."""

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from uuid import UUID, uuid5
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from worker.clock import after
 from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable
 from worker.models.applier import Applier, ApplyResult, ApplySkipped
 from worker.store.port import Model, Run
@@ -279,7 +280,7 @@ class RunManager:
         by = str(run.trigger.get("by", "trigger"))
         # The training is committed: a store that is away for a moment must not leave its model lying until a restart.
         attempts = AsyncRetrying(
-            stop=stop_after_delay(_HAND_OVER_SECONDS),
+            stop=after(self._tools.clock, _HAND_OVER_SECONDS),
             wait=wait_random_exponential(multiplier=0.2, max=10),
             retry=retry_if_exception_type(StoreUnavailable),
             reraise=True,
