@@ -49,6 +49,8 @@ from worker.settings import Settings, load_settings
 from worker.sink.batcher import Limits
 from worker.sink.sink import Sink
 from worker.status import StatusReporter
+from worker.sink.quarantine_files import QuarantineFiles, quarantine_dir
+from worker.sink.quarantine_room import QuarantineKeeper
 from worker.store import open_store
 from worker.store.port import Store
 from worker.store.watch import WriteWatch
@@ -161,7 +163,10 @@ class _Kit:
             for name in scenarios
         }
         intake = Intake(subscribers)
-        relay = OutboxRelay(store, RabbitPublisher(publish), clock)
+        events = RabbitPublisher(publish, restore=lambda: ensure_topology(publish, shared_objects(), settings.topology))
+        relay = OutboxRelay(store, events, clock)
+        files = QuarantineFiles(quarantine_dir(settings.data_dir), settings.quarantine_bytes)
+        keeper = QuarantineKeeper(store, files, settings.quarantine_bytes)
         sink = Sink(
             store,
             clock,
@@ -174,6 +179,7 @@ class _Kit:
             on_store_up=lambda: intake.release("store"),
         )
         projector = Projector(
+            make_room=keeper.make_room,
             store,
             clock,
             rules_of=self.rules.__getitem__,
@@ -229,6 +235,7 @@ class _Kit:
             sink=sink,
             intake=intake,
             projector=projector,
+            quarantine=keeper.report,
             scheduler=scheduler,
             runs=runs,
             applier=applier,

@@ -133,6 +133,11 @@ class Settings(BaseSettings):
     idle_timeout: PositiveDuration = Field(900.0, description="a task without records this long is closed")
     terminal_actions: CommaList = Field(
         tuple(sorted(TERMINAL_ACTIONS)), description="actions that end a sequence, in any case"
+    quarantine_bytes: int = Field(
+        256_000_000,
+        ge=1_000_000,
+        description="most bytes in quarantine; the oldest beyond move to files in <data_dir>/quarantine, as many again",
+    )
     )
     system_events: CommaList = Field((), description="further pseudo-actions that are no worker decisions")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from worker.intake import Intake
 from worker.models.applier import Applier
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
+from worker.sink.quarantine_room import RoomReport
 from worker.sink.sink import Sink
 from worker.store.port import Store
 from worker.store.watch import WriteWatch
@@ -26,6 +27,10 @@ from worker.training.scheduler import TriggerScheduler
 
 #: Damaged rows that are told one by one.
 _DAMAGE_SHOWN = 5
+
+
+#: Of the quarantine's report, what is a metric.
+_ROOM_COUNTED = ("entries", "bytes", "moved", "file_bytes", "deleted")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +44,7 @@ class StatusReporter:
     clock: Clock
     store: Store
     sink: Sink
+    quarantine: Callable[[], Awaitable[RoomReport]]
     intake: Intake
     projector: Projector
     scheduler: TriggerScheduler
@@ -79,6 +85,8 @@ class StatusReporter:
             "worker_id": self.worker_id,
             "boot_id": self.boot_id,
             "version": __version__,
+        commands = self.commands()
+        quarantine = await self._quarantine()
             "started_at_ms": self.started_at_ms,
             "uptime_ms": max(0, now_ms - self.started_at_ms),
             "ready": not problems,
@@ -89,6 +97,8 @@ class StatusReporter:
             "projector": asdict(self.projector.stats),
             "scheduler": asdict(self.scheduler.stats),
             "runs": asdict(self.runs.stats),
+            # Of the whole store.
+            "quarantine": quarantine,
             "applier": asdict(self.applier.stats),
             "commands": asdict(self.commands()),
             "counters": {
@@ -103,6 +113,8 @@ class StatusReporter:
                 "events_failed": self.relay.stats.failures,
                 "outbox_waiting": self.relay.stats.waiting,
                 "outbox_oldest_seconds": 0 if oldest is None else max(0, now_ms - oldest) / 1000,
+                "suspects": sink.suspects,
+                **{f"quarantine_{name}": quarantine[name] for name in _ROOM_COUNTED if name in quarantine},
                 "projection_lag_seconds": self.projector.stats.lag_ms / 1000,
                 "damaged_rows": len(self.store.damage),
                 "projection_faults": self.projector.stats.faults,
@@ -117,6 +129,12 @@ class StatusReporter:
             "consumer_up": int(subscriber.consuming),
             "consumer": watchdog.reason,
             "consumer_restarts": subscriber.restarts,
+    async def _quarantine(self) -> dict[str, Any]:
+        try:
+            return asdict(await self.quarantine())
+        except (StoreError, OSError) as error:
+            return {"error": str(error)}
+
             "deliveries": asdict(subscriber.stats),
             "queue_depth": watchdog.queue_depth,
             "redelivered": subscriber.stats.redelivered,

@@ -8,9 +8,11 @@ from tests.contract.log_building import NOW, action, incoming, quarantined, reje
 from worker.store.port import (
     Quarantined,
     QuarantineEntry,
+    QuarantineRoom,
     Store,
     Stored,
 )
+from worker.store.quarantine_rows import room_of
 
 
 async def test_a_reject_is_kept_with_its_reason(store: Store) -> None:
@@ -63,3 +65,32 @@ async def test_a_replayed_entry_is_no_longer_pending_until_it_comes_back(store: 
     assert await store.quarantine_list(pending_only=True) == []
     await store.ingest([reject(b"2")])
     assert [(e.body, e.seen) for e in await store.quarantine_list(pending_only=True)] == [(b"2", 2)]
+
+
+async def test_the_room_it_takes_is_known_and_grows_only_with_new_entries(store: Store) -> None:
+    assert await store.quarantine_room() == QuarantineRoom(0, 0, 0)
+    await store.ingest([reject(b"x" * 1000), reject(b"x" * 1000), reject(b"y" * 1000, scenario="T")])
+    room = await store.quarantine_room()
+    assert room.entries == 2
+    entries = await quarantined(store)
+    assert room.bytes == sum(room_of(entry.body, entry.detail, entry.headers) for entry in entries)
+    assert 2 * 1256 < room.bytes < 2 * 1400
+
+
+async def test_what_was_moved_out_is_gone_and_counted_and_its_number_is_not_used_again(store: Store) -> None:
+    await store.ingest([reject(b"1"), reject(b"2"), reject(b"3")])
+    first, second, third = await quarantined(store)
+    await store.quarantine_move_out([first.entry_id, second.entry_id, 999])
+    assert await quarantined(store) == [third]
+    assert await store.quarantine_room() == QuarantineRoom(1, room_of(third.body, third.detail, third.headers), 2)
+    await store.ingest([reject(b"1")])
+    assert [entry.entry_id for entry in await quarantined(store)] == [third.entry_id, third.entry_id + 1]
+    assert (await store.facts("S")).quarantined == 4
+
+
+async def test_replays_that_changed_nothing_are_counted(store: Store) -> None:
+    await store.ingest([reject(b"1"), reject(b"2")])
+    first, second = await quarantined(store)
+    await store.quarantine_mark_refused([first.entry_id])
+    await store.quarantine_mark_refused([first.entry_id, second.entry_id, 999])
+    assert [entry.replays for entry in await quarantined(store)] == [2, 1]

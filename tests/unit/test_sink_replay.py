@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.test_sink_trial import PATCHED
 from worker.clock import ManualClock
 from worker.episodes.rules import Rules
 from worker.errors import DataRefused, StoreUnavailable
 from worker.sink.judge import Judge
 from worker.sink.replay import ReplayCounts, replay_quarantine
+from worker.sink.trial import Trial
 from worker.store import open_store
 from worker.store.port import (
     Duplicate,
@@ -82,6 +85,10 @@ class FakeStore:
         for entry_id in entry_ids:
             self.entries[entry_id].replayed_at_ms = now_ms
 
+    async def quarantine_mark_refused(self, entry_ids: Sequence[int]) -> None:
+        for entry_id in entry_ids:
+            self.entries[entry_id].replays += 1
+
     async def ingest(self, group: Sequence[Incoming]) -> list[Verdict]:
         (incoming,) = group
         assert isinstance(incoming, IncomingBatch), "what is refused again is in the quarantine already"
@@ -100,7 +107,11 @@ class FakeStore:
 
 
 async def replay(store: FakeStore, **which: Any) -> ReplayCounts:
-    return await replay_quarantine(store, ManualClock(), lambda _: Rules(), **which)  # type: ignore[arg-type]  # a fake
+    """The counts; what is told of each entry has a test of its own."""
+    counts = await replay_quarantine(store, ManualClock(), lambda _: Rules(), **which)  # type: ignore[arg-type]  # a fake
+    assert len(counts.entries) == counts.examined
+    counts.entries = {}
+    return counts
 
 
 async def test_what_passes_now_is_stored_and_marked_and_what_does_not_stays() -> None:
@@ -181,9 +192,64 @@ async def test_a_real_stores_quarantine_is_replayed(kind: str, tmp_path: Path) -
         await store.ingest([stored, conflicting, *rejects])
         expected: dict[str, int] = {Reason.NOT_JSON: 1, Reason.KEY_CONFLICT: 1}
         counts = await replay_quarantine(store, clock, lambda _: Rules(), scenario="S")
+        told = Counter(counts.entries.values())
+        assert told == {"stored": 2, "duplicate": 1, "not_json": 1, "key_conflict": 1}
+        counts.entries = {}
         assert counts == ReplayCounts(examined=5, stored=2, duplicates=1, still_refused=expected, fresh_records=4)
         again = await replay_quarantine(store, clock, lambda _: Rules())
+        assert sorted(again.entries.values()) == ["key_conflict", "not_json"]
+        again.entries = {}
         assert again == ReplayCounts(examined=2, still_refused=expected)
-        assert len(await store.quarantine_list("S")) == 5
+        entries = await store.quarantine_list("S")
+        assert Counter((entry.replays, entry.replayed_at_ms is not None) for entry in entries) == {
+            (0, True): 3, (2, False): 2,
+        }  # fmt: skip
     finally:
         await store.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_record_that_contradicts_the_log_stays_however_often_it_is_replayed(kind: str, tmp_path: Path) -> None:
+    """Once it was called stored, and marked, while the log held what contradicts it."""
+    url = "memory:" if kind == "memory" else f"sqlite:///{tmp_path / 'swarm.db'}"
+    clock = ManualClock()
+    store = open_store(url, clock)
+    await store.open()
+    try:
+        judge = Judge(lambda _: Rules(), clock)
+        for seq, action in enumerate(["look", "jump"]):
+            record = ActionRecord(task_id="t", tick=0, worker_id=0, action=action, event_id=7)
+            text = encode_batch([record], producer_id="node", producer_epoch=0, batch_seq=seq)
+            await store.ingest([judge.message("S", text, content_type=None, content_encoding=None)])
+        (before,) = await store.quarantine_list("S")
+        assert before.reason == Reason.RECORD_CONFLICT
+        for tries in (1, 2):
+            counts = await replay_quarantine(store, clock, lambda _: Rules(), scenario="S")
+            assert counts == ReplayCounts(
+                examined=1, still_refused={Reason.RECORD_CONFLICT: 1}, entries={"1": "record_conflict"}
+            )
+            (after,) = await store.quarantine_list("S", pending_only=True)
+            assert (after.seen, after.replays) == (1, tries)
+        facts = await store.facts("S")
+        assert (facts.batches, facts.records, facts.quarantined) == (2, 1, 1)
+    finally:
+        await store.close()
+
+
+async def test_a_body_that_killed_its_decoder_is_tried_out_before_it_is_judged_again() -> None:
+    """The worker carries on a replay that a crash interrupted: it would die of it in every life."""
+    store = FakeStore(b"kill", body(2))
+    for entry in store.entries.values():
+        entry.reason = Reason.CRASHED_DECODER
+    counts = await replay(store, trial=Trial(command=PATCHED))
+    assert counts == ReplayCounts(examined=2, stored=1, still_refused={Reason.CRASHED_DECODER: 1}, fresh_records=2)
+    assert await replay(store, trial=Trial(command=("/does/not/exist",))) == ReplayCounts(
+        examined=1, still_refused={Reason.CRASHED_DECODER: 1}
+    )
+
+
+async def test_each_entry_is_told_as_far_as_an_answer_has_room() -> None:
+    store = FakeStore(*([b"bad"] * 600))
+    counts = await replay_quarantine(store, ManualClock(), lambda _: Rules())  # type: ignore[arg-type]  # a fake
+    assert (counts.examined, len(counts.entries), set(counts.entries.values())) == (600, 500, {"not_json"})
+    assert all(entry.replays == 1 for entry in store.entries.values())

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.unit.test_sink_run import Bench, FakeDelivery, FakeStore, body
-from worker.sink.trial import Trial
+from worker.sink.trial import NoTrial, Trial
 from worker.store.port import IncomingReject
 from worker.wire.reasons import Reason
 
@@ -37,15 +37,18 @@ child.main(sys.stdin.buffer, sys.stdout.buffer)
 PATCHED = (sys.executable, "-c", _PROGRAM)
 
 
+async def tried(trial: Trial, text: bytes) -> str | None:
+    """The verdict on a plain body."""
+    return await trial.verdict("S", text, content_type=None, content_encoding=None)
+
+
 async def test_what_decodes_or_is_refused_survives_in_one_process() -> None:
     trial = Trial()
     try:
         bodies = [body(1), b"no json", b"", gzip.compress(body(2)), b"[" * 100_000, body(3) * 20_000]
         for text in bodies:
-            assert (
-                await trial.verdict(FakeDelivery(text, content_encoding="gzip" if text[:1] == b"\x1f" else None))
-                is None
-            )
+            packed = "gzip" if text[:1] == b"\x1f" else None
+            assert await trial.verdict("S", text, content_type=None, content_encoding=packed) is None
         assert len(psutil.Process().children()) == 1
     finally:
         await trial.close()
@@ -55,37 +58,42 @@ async def test_what_decodes_or_is_refused_survives_in_one_process() -> None:
 async def test_a_body_that_kills_is_told_by_its_signal_and_the_next_one_is_tried_all_the_same() -> None:
     trial = Trial(command=PATCHED)
     try:
-        assert await trial.verdict(FakeDelivery(b"kill")) == "signal:11"
-        assert await trial.verdict(FakeDelivery(b"kill" + b"x" * 1_000_000)) == "signal:11"
-        assert await trial.verdict(FakeDelivery(body(1))) is None
-        assert await trial.verdict(FakeDelivery(b"raise")) is None  # the judge catches that one
+        assert await tried(trial, b"kill") == "signal:11"
+        assert await tried(trial, b"kill" + b"x" * 1_000_000) == "signal:11"
+        assert await tried(trial, body(1)) is None
+        assert await tried(trial, b"raise") is None  # the judge catches that one
     finally:
         await trial.close()
 
 
 async def test_a_body_that_never_ends_is_given_up() -> None:
     trial = Trial(command=PATCHED, patience=1.0)
-    assert await trial.verdict(FakeDelivery(b"hang")) == "timeout"
+    assert await tried(trial, b"hang") == "timeout"
     assert psutil.Process().children() == []
 
 
 async def test_a_process_that_dies_by_accident_costs_no_innocent_body(tmp_path: Path) -> None:
     """An out-of-memory killer, for example, which takes whom it likes."""
     trial = Trial(command=PATCHED)
-    assert await trial.verdict(FakeDelivery(b"once" + os.fsencode(tmp_path / "was-here"))) is None
+    assert await tried(trial, b"once" + os.fsencode(tmp_path / "was-here")) is None
     await trial.close()
     assert (tmp_path / "was-here").exists()
 
 
 @pytest.mark.parametrize("command", [("/does/not/exist",), (sys.executable, "-c", "raise SystemExit(1)")])
 async def test_where_no_trial_can_be_held_nobody_is_condemned(command: tuple[str, ...]) -> None:
-    assert await Trial(command=command).verdict(FakeDelivery(body(1))) is None
+    with pytest.raises(NoTrial):
+        await tried(Trial(command=command), body(1))
+    bench = Bench(FakeStore(), trial=Trial(command=command))
+    suspect = FakeDelivery(body(1), redelivered=True, delivery_count=3)
+    await bench.run(suspect)
+    assert (suspect.acks, bench.sink.stats.fresh) == (1, 2)
 
 
 async def test_the_process_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWARM_CONTROL_KEY", "k:canary")
     trial = Trial()
-    await trial.verdict(FakeDelivery(body(1)))
+    await tried(trial, body(1))
     (child,) = psutil.Process().children()
     assert "canary" not in "".join(child.environ().values())
     await trial.close()

@@ -24,6 +24,7 @@ from worker.cli.common import (
 )
 from worker.errors import NotFound
 from worker.settings import Settings
+from worker.sink.quarantine_files import quarantine_dir
 from worker.wire.commands import ReplayQuarantine
 
 
@@ -53,12 +54,13 @@ async def _list(
         if scenario is not None:
             await known_scenario(store, scenario)
         entries = await store.quarantine_list(scenario, reason=reason, limit=limit, pending_only=pending)
+        room = await store.quarantine_room()
     if as_json:
         print_json([{n: getattr(e, n) for n in e.__struct_fields__ if n != "body"} for e in entries])
         return
     table(
         "Quarantine",
-        ("entry", "scenario", "reason", "detail", "bytes", "seen", "received", "replayed"),
+        ("entry", "scenario", "reason", "detail", "bytes", "seen", "received", "replayed", "tries"),
         (
             (
                 e.entry_id,
@@ -69,11 +71,17 @@ async def _list(
                 e.seen,
                 when(e.received_at_ms),
                 when(e.replayed_at_ms) if e.replayed_at_ms else "",
+                e.replays or "",
             )
             for e in entries
         ),
         empty="The quarantine is empty.",
     )
+    limit_mb = settings.quarantine_bytes / 1e6
+    click.echo(f"\n{room.entries} entries take {room.bytes / 1e6:.1f} of {limit_mb:.0f} MB")
+    if room.moved:
+        where = quarantine_dir(settings.data_dir)
+        click.echo(f"{room.moved} older entries were moved to {where} to keep it there (gzip, a JSON object a line)")
 
 
 @quarantine.command("show")

@@ -21,8 +21,8 @@ from worker.episodes.rules import Rules
 from worker.sink.batcher import Batcher, Item, Limits
 from worker.sink.judge import Judge
 from worker.sink.stats import SinkStats
-from worker.sink.trial import Trial
-from worker.sink.writer import GroupWriter, Hold
+from worker.sink.trial import NoTrial, Trial
+from worker.sink.writer import GroupWriter, Hold, room_enough
 from worker.store.port import Incoming, Quarantined, RecordLog
 
 log = structlog.get_logger(__name__)
@@ -58,6 +58,7 @@ class Sink:
         on_store_up: Callable[[], None] = lambda: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         trial: Trial | None = None,
+        make_room: Callable[[], Awaitable[None]] = room_enough,
     ) -> None:
         self.stats = SinkStats()
         self._clock = clock
@@ -72,6 +73,7 @@ class Sink:
             on_store_down=on_store_down,
             on_store_up=on_store_up,
             pause=pause,
+            make_room=make_room,
         )
         self._settle = settle
         self._on_stored = on_stored
@@ -131,7 +133,17 @@ class Sink:
     async def _try_out(self, delivery: Delivery) -> Incoming:
         self.stats.in_flight += 1
         self.stats.suspects += 1
-        end = await self._trial.verdict(delivery)
+        try:
+            end = await self._trial.verdict(
+                delivery.scenario,
+                delivery.body,
+                content_type=delivery.content_type,
+                content_encoding=delivery.content_encoding,
+            )
+        except NoTrial as error:
+            # There is nothing to learn, so it is as good as any; alone it is all the same.
+            log.warning("suspect_not_tried", error=str(error))
+            end = None
         return self._judge.delivery(delivery) if end is None else self._judge.deadly(delivery, end)
 
     def _drop(self, _: Delivery) -> None:

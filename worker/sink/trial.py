@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 import worker
-from worker.broker.port import Delivery
+from worker.errors import WorkerError
 from worker.sink.trial_child import LENGTH_BYTES, READY, SURVIVED
 
 log = structlog.get_logger(__name__)
@@ -29,8 +29,12 @@ _TRIES = 2
 _LAST_MOMENTS = 1.0
 
 
+class NoTrial(WorkerError):
+    """No process for trials can be started."""
+
+
 class Trial:
-    """Tries out one delivery at a time; the process is kept until `close`, since suspects come in dozens."""
+    """Tries out one body at a time; the process is kept until `close`, since suspects come in dozens."""
 
     def __init__(self, *, command: Sequence[str] = COMMAND, patience: float = 20.0) -> None:
         """`patience`: seconds for one body, or for the process to start."""
@@ -38,24 +42,22 @@ class Trial:
         self._patience = patience
         self._child: _Child | None = None
 
-    async def verdict(self, delivery: Delivery) -> str | None:
+    async def verdict(
+        self, scenario: str, body: bytes, *, content_type: str | None, content_encoding: str | None
+    ) -> str | None:
         """How the process ended on this body, such as `signal:11` or `timeout`; None where it did not.
 
-        None too where no process can be started: then there is nothing to learn, and the body is as good as any.
+        Raises `NoTrial` where no process can be started.
         """
         end = None
+        frame = msgspec.msgpack.encode((scenario, content_type, content_encoding, body))
         for _ in range(_TRIES):
             self._child = child = self._child or await self._start()
-            if child is None:
-                return None
-            frame = msgspec.msgpack.encode(
-                (delivery.scenario, delivery.content_type, delivery.content_encoding, delivery.body)
-            )
             if await child.answers(SURVIVED, to=len(frame).to_bytes(LENGTH_BYTES, "big") + frame):
                 return None
             self._child = None
             end = await child.end()
-            log.warning("suspect_ended_its_decoder", scenario=delivery.scenario, size=len(delivery.body), end=end)
+            log.warning("suspect_ended_its_decoder", scenario=scenario, size=len(body), end=end)
         return end
 
     async def close(self) -> None:
@@ -64,7 +66,7 @@ class Trial:
         if child is not None:
             await child.end()
 
-    async def _start(self) -> _Child | None:
+    async def _start(self) -> _Child:
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -75,13 +77,11 @@ class Trial:
                 process_group=0,  # a Ctrl-C at the worker's terminal is no fault of the body
             )
         except OSError as error:
-            log.warning("suspect_not_tried", error=str(error))
-            return None
+            raise NoTrial(f"no process for trials can be started: {error}") from error
         child = _Child(process, self._patience)
         if await child.answers(READY):
             return child
-        log.warning("suspect_not_tried", error=f"the process for it ended at its start: {await child.end()}")
-        return None
+        raise NoTrial(f"the process for trials ended at its start: {await child.end()}")
 
 
 class _Child:

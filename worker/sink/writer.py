@@ -13,7 +13,7 @@ from worker.clock import Clock
 from worker.errors import DataRefused, StoreUnavailable, WorkerError
 from worker.sink.batcher import Item
 from worker.sink.stats import SinkStats
-from worker.store.port import IncomingReject, RecordLog
+from worker.store.port import IncomingReject, Quarantined, RecordLog, Stored
 from worker.wire.reasons import MAX_DETAIL, Reason
 
 log = structlog.get_logger(__name__)
@@ -32,6 +32,10 @@ class Hold:
     limit: float = 600.0
 
 
+async def room_enough() -> None:
+    """Nobody bounds the quarantine."""
+
+
 def _ignore(_: str | None = None) -> None:
     """Nobody asked to be told."""
 
@@ -40,7 +44,8 @@ class GroupWriter:
     """Stores groups, one call at a time.
 
     `on_store_down(reason)` is called at the first failure and whenever the reason changes, `on_store_up()` when the
-    store takes writes again. Both only flip a switch: they run between two attempts.
+    store takes writes again. Both only flip a switch: they run between two attempts. `make_room` is awaited before the
+    next group once something was quarantined; it raises `StoreUnavailable` where it finds no room.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class GroupWriter:
         on_store_up: Callable[[], None] = _ignore,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
+        make_room: Callable[[], Awaitable[None]] = room_enough,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -63,6 +69,8 @@ class GroupWriter:
         self._on_store_up = on_store_up
         self._pause = pause
         self._chance = chance
+        self._make_room = make_room
+        self._quarantine_grew = True  # as far as we know: it may be full from an earlier life
 
     async def write(self, items: Sequence[Item]) -> None:
         """Give each item its verdict; None stays where the delivery went stale during a wait.
@@ -97,12 +105,25 @@ class GroupWriter:
         return None
 
     async def _ingest(self, items: Sequence[Item]) -> None:
+        if self._quarantine_grew:
+            await self._bound_quarantine()
         began = self._clock.monotonic()
         verdicts = await self._store.ingest([item.incoming for item in items])
         self._stats.commit_seconds += self._clock.monotonic() - began
         self._stats.groups += 1
         for item, verdict in zip(items, verdicts, strict=True):
             item.verdict = verdict
+            if isinstance(verdict, Quarantined) or (isinstance(verdict, Stored) and verdict.conflicts):
+                self._quarantine_grew = True
+
+    async def _bound_quarantine(self) -> None:
+        try:
+            await self._make_room()
+        except WorkerError:
+            raise
+        except Exception as error:  # a bug there is no fault of the messages that wait
+            raise WorkerError(f"the quarantine cannot be kept within its bounds: {error!r}") from error
+        self._quarantine_grew = False
 
     async def _split(self, items: Sequence[Item], reason: Reason, error: Exception) -> None:
         """Halve the group until the culprit stands alone, and quarantine it there."""

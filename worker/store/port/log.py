@@ -146,5 +146,5 @@ class RecordLog(Protocol):
         ...
 
     async def quarantine_move_out(self, entry_ids: Sequence[int]) -> None:
-        """Forget entries that were written elsewhere, and count them as moved. Their numbers are not given out again."""
+        """Forget entries that were written elsewhere, and count them as moved."""
         ...

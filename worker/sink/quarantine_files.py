@@ -1,0 +1,119 @@
+"""Files of quarantine entries that the store has no more room for: gzip, one JSON object a line, bounded in all.
+
+A name says what is in a file: number of the first entry, of the last, and how many. The numbers go on growing, so the
+names sort by age. `zcat FILE | jq -r .body | base64 -d` gives the bodies back, to be published again.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from worker.store.port import QuarantineEntry
+
+log = structlog.get_logger(__name__)
+
+_NAME = re.compile(r"(\d{12})-(\d{12})-(\d+)\.jsonl\.gz")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def quarantine_dir(data_dir: Path) -> Path:
+    """Where they lie in the worker's data directory."""
+    return data_dir / "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class FilesUsage:
+    """What lies in the directory."""
+
+    files: int
+    bytes: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    first: int
+    entries: int
+    bytes: int
+
+
+class QuarantineFiles:
+    """The directory; `most_bytes` in all, beyond them the oldest file is deleted, and loudly so."""
+
+    def __init__(self, directory: Path, most_bytes: int) -> None:
+        self.directory = directory
+        self._most_bytes = most_bytes
+
+    def usage(self) -> FilesUsage:
+        """Files, their bytes and the entries in them."""
+        found = self._files()
+        return FilesUsage(len(found), sum(one.bytes for one in found), sum(one.entries for one in found))
+
+    def write(self, entries: Sequence[QuarantineEntry]) -> Path:
+        """Put these, oldest first, into a file of their own, on disk when this returns; raises `OSError`.
+
+        An earlier attempt on the same entries, which was killed before the store had forgotten them, is replaced.
+        """
+        first, last = entries[0].entry_id, entries[-1].entry_id
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.directory / f"{first:012}-{last:012}-{len(entries)}.jsonl.gz"
+        partial = path.with_name(f".{path.name}")
+        directory = os.open(self.directory, _DIRECTORY)
+        try:
+            _write_lines(partial, map(_line, entries))
+            partial.replace(path)
+            for one in self._files():
+                if one.first == first and one.path != path:
+                    one.path.unlink()
+            self._keep_within_bounds(path)
+            os.fsync(directory)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(directory)
+        return path
+
+    def _keep_within_bounds(self, newest: Path) -> None:
+        found = self._files()
+        too_many = sum(one.bytes for one in found) - self._most_bytes
+        for one in found:
+            if too_many <= 0 or one.path == newest:
+                return
+            # Nobody came for them while as much again arrived; a full disk would stop ingest for everybody.
+            log.error("quarantine_file_deleted", file=one.path.name, entries=one.entries, bytes=one.bytes)
+            one.path.unlink()
+            too_many -= one.bytes
+
+    def _files(self) -> list[_File]:
+        """Oldest first."""
+        if not self.directory.is_dir():
+            return []
+        found = [(path, match) for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+        files = [_File(path, int(match[1]), int(match[3]), path.stat().st_size) for path, match in found]
+        return sorted(files, key=lambda one: one.first)
+
+
+def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=1, mtime=0) as packed:
+            for line in lines:
+                packed.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(entry: QuarantineEntry) -> bytes:
+    fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
+    return msgspec.json.encode(fields | {"body": base64.b64encode(entry.body).decode()}) + b"\n"
