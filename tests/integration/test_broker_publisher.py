@@ -146,3 +146,25 @@ async def test_many_are_in_flight_together(new_session: NewSession) -> None:
     await asyncio.gather(*[publisher.publish(message("q", f"m{number}")) for number in range(500)])
     answer = await channel.queue_declare("q", passive=True)
     assert answer.message_count == 500
+
+
+async def test_an_exchange_or_its_journal_that_is_gone_is_made_again(new_session: NewSession) -> None:
+    """Nobody else would: events waited in the outbox until the worker was started anew."""
+    session = await new_session("publish")
+    await ensure_topology(session, shared_objects(), "auto")
+    publisher = RabbitPublisher(session, restore=lambda: ensure_topology(session, shared_objects(), "auto"))
+    event = message("learning.trained.S", exchange="swarm.learning")
+    channel = await session.open_channel()
+    for number, (delete, reason) in enumerate(
+        (
+            (channel.exchange_delete("swarm.learning"), "no_exchange"),
+            (channel.queue_delete(LEARNING_JOURNAL), "returned"),
+        )
+    ):
+        await publisher.publish(event)
+        await delete
+        with pytest.raises(PublishFailed) as failed:
+            await publisher.publish(event)
+        assert failed.value.reason == reason
+        await publisher.publish(event)
+        assert publisher.stats.published == 2 * (number + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from worker import crash
 from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
-from worker.errors import PublishFailed
+from worker.errors import BrokerRefused, PublishFailed
 
 log = structlog.get_logger(__name__)
 
@@ -46,9 +46,18 @@ class PublisherStats:
 class RabbitPublisher:
     """See `port.Publisher`. Any number of messages may be in flight at once, up to `max_in_flight`."""
 
-    def __init__(self, session: Session, *, max_in_flight: int = 512) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        max_in_flight: int = 512,
+        restore: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`restore` declares again what was not there; it is called before the publish after such a failure."""
         self.stats = PublisherStats()
         self._session = session
+        self._restore = restore
+        self._missing = False
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(max_in_flight)
@@ -102,12 +111,14 @@ class RabbitPublisher:
             await (sending if message.type is None else crash.halfway("event_published", sending))
         except PublishError as error:
             self.stats.returned += 1
+            self._missing = True
             raise PublishFailed(f"no queue takes it: {where} ({describe(error)})", reason="returned") from error
         except DeliveryError as error:
             self.stats.nacked += 1
             raise PublishFailed(f"the queue refuses more, {where}; send it again later", reason="nacked") from error
         except ChannelNotFoundEntity as error:
             self.stats.returned += 1
+            self._missing = True
             raise PublishFailed(f"the exchange does not exist: {where}", reason="no_exchange") from error
         except (ChannelAccessRefused, ChannelPreconditionFailed) as error:
             self.stats.failed += 1
@@ -122,6 +133,8 @@ class RabbitPublisher:
 
     async def _open(self) -> Channel:
         async with self._opening:
+            if self._missing and self._restore is not None:
+                await self._restore_missing(self._restore)
             if self._channel is not None and not self._channel.is_closed:
                 return self._channel
             if not self._session.connected:
@@ -135,6 +148,21 @@ class RabbitPublisher:
                 self.stats.failed += 1
                 raise PublishFailed(f"no channel to publish on: {describe(error)}", reason="no_connection") from error
             return self._channel
+
+    async def _restore_missing(self, restore: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await restore()
+        except BrokerRefused as error:
+            self.stats.failed += 1
+            raise PublishFailed(str(error), reason="refused") from error
+        except TimeoutError:
+            raise
+        except BROKER_ERRORS as error:
+            self.stats.failed += 1
+            raise PublishFailed(
+                f"what is missing was not declared: {describe(error)}", reason="no_connection"
+            ) from error
+        self._missing = False
 
     async def _drop_channel(self, channel: Channel | None) -> None:
         # After a timeout the confirms of a channel cannot be trusted (aio-pika #671): the next publish opens a new one.
