@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from worker.admission import Admission
 from worker.broker.control import ControlListener
 from worker.broker.port import Delivery
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
+from worker.broker.topology import ensure_topology, shared_objects
 from worker.broker.url import BrokerUrl, broker_url
 from worker.broker.watchdog import Watchdog
 from worker.clock import Clock, SystemClock
@@ -47,10 +49,10 @@ from worker.outbox import OutboxRelay
 from worker.projector import Projector
 from worker.settings import Settings, load_settings
 from worker.sink.batcher import Limits
-from worker.sink.sink import Sink
-from worker.status import StatusReporter
 from worker.sink.quarantine_files import QuarantineFiles, quarantine_dir
 from worker.sink.quarantine_room import QuarantineKeeper
+from worker.sink.sink import Sink
+from worker.status import StatusReporter
 from worker.store import open_store
 from worker.store.port import Store
 from worker.store.watch import WriteWatch
@@ -177,9 +179,9 @@ class _Kit:
             on_stored=lambda: projector.wake(),  # noqa: PLW0108
             on_store_down=lambda reason: intake.hold("store", f"store: {reason}"),
             on_store_up=lambda: intake.release("store"),
+            make_room=keeper.make_room,
         )
         projector = Projector(
-            make_room=keeper.make_room,
             store,
             clock,
             rules_of=self.rules.__getitem__,
@@ -233,9 +235,9 @@ class _Kit:
             clock=clock,
             store=store,
             sink=sink,
+            quarantine=keeper.report,
             intake=intake,
             projector=projector,
-            quarantine=keeper.report,
             scheduler=scheduler,
             runs=runs,
             applier=applier,
@@ -269,7 +271,13 @@ class _Kit:
             operations.carry_out,
             worker_id=settings.worker_id,
             scenarios=frozenset(scenarios),
-            keys=self.keys,
+            admission=Admission(
+                clock,
+                worker_id=settings.worker_id,
+                scenarios=frozenset(scenarios),
+                keys=self.keys,
+                disabled=frozenset(settings.disabled_commands),
+            ),
         )
         return Parts(
             store=store,

@@ -9,33 +9,35 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from worker import crash
+from worker.admission import Admission
 from worker.broker.control import CommandSource
 from worker.broker.port import ControlMessage
-from worker.clock import Clock
-from worker.errors import DataRefused, StoreError, StoreUnavailable, WorkerError
+from worker.clock import Clock, after
+from worker.errors import DataRefused, NotFound, StoreError, StoreUnavailable, WorkerError
 from worker.operations import CommandFailed, CommandRefused
+from worker.sparing import Sparing, TokenBucket
 from worker.store.port import CommandLedger, StoredCommand
 from worker.wire.commands import (
     COMMANDS,
     Command,
     Reply,
+    Shutdown,
     Status,
     as_addressed,
-    check_delivery,
     decode_command,
     encode_reply,
 )
 from worker.wire.reasons import Reason, Rejection
-from worker.wire.signing import verify
 
 log = structlog.get_logger(__name__)
 
@@ -48,11 +50,19 @@ _REPEATABLE = frozenset({"train-now", "apply", "rebuild", "replay-quarantine", "
 _PATIENCE = 600.0
 #: How long the end of a command waits, in s; somebody waits for the answer.
 _END_PATIENCE = 30.0
+#: How long a shutdown waits for the store, in s, at its beginning and at its end: it must work while the store is away.
+_SHUTDOWN_PATIENCE, _SHUTDOWN_END_PATIENCE = 5.0, 0.5
+#: Answers to commands that are refused: so many at once, then so many a second. More would be work for whoever asks.
+_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND = 50, 5.0
 
 
-def _while_store_is_away(seconds: float) -> AsyncRetrying:
+#: How often the end of a life looks whether all commands are answered, in s.
+_LOOK_AGAIN = 0.01
+
+
+def _while_store_is_away(clock: Clock, seconds: float) -> AsyncRetrying:
     return AsyncRetrying(
-        stop=stop_after_delay(seconds),
+        stop=after(clock, seconds),
         wait=wait_random_exponential(multiplier=0.1, max=5),
         retry=retry_if_exception_type(StoreUnavailable),
         reraise=True,
@@ -102,16 +112,20 @@ class Control:
         *,
         worker_id: str,
         scenarios: frozenset[str],
-        keys: Mapping[str, bytes],
+        admission: Admission,
     ) -> None:
-        """`keys` by id: with any, unsigned commands are refused, and silently so."""
+        """`admission` says which commands are obeyed; where they must be signed, others get not even an answer."""
         self._source = source
         self._ledger = ledger
         self._clock = clock
         self._carry_out = carry_out
         self._worker_id = worker_id
         self._scenarios = scenarios
-        self._keys = keys
+        self._admission = admission
+        self._refusals = TokenBucket(clock, burst=_REFUSALS_AT_ONCE, rate=_REFUSALS_PER_SECOND)
+        self._sparing = Sparing(clock)
+        self._acceptor: asyncio.Task[None] | None = None
+        self._accepting: tuple[Command, ControlMessage] | None = None
         self._waiting: defaultdict[str, list[ControlMessage]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
         self._to_store: asyncio.Queue[tuple[Command, ControlMessage]] = asyncio.Queue()
@@ -122,46 +136,71 @@ class Control:
         await self._resume()
         async with asyncio.TaskGroup() as group:
             # Beside this loop: while the store is away, `status` is answered all the same.
-            group.create_task(self._accept_in_turn(), name="commands to store")
+            self._acceptor = group.create_task(self._accept_in_turn(), name="commands to store")
             while True:
                 await self._take(await self._source.inbox.get())
 
     async def settle(self, seconds: float) -> None:
-        """Wait for commands that are being carried out, at most so long."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=seconds)
+        """Wait, at most so long, for commands that came and are being carried out; tell the others that it is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._busy():  # noqa: ASYNC110 - four things, at the end of a life, for a second
+                    await asyncio.sleep(_LOOK_AGAIN)
+        if self._acceptor is not None:
+            self._acceptor.cancel()
+        left = [] if self._accepting is None else [self._accepting]
+        while not self._to_store.empty():
+            left.append(self._to_store.get_nowait())
+        for command, message in left:
+            # A job stays unacknowledged, for another worker. This worker's own copy of a broadcast goes with its queue.
+            if COMMANDS[command.command].road == "broadcast":
+                stopping = Rejection(Reason.STOPPING, "$: the worker ends, and its store did not take the command")
+                await self._refuse(message, command.command_id, stopping, tell=True)
+
+    def _busy(self) -> bool:
+        waiting = not self._source.inbox.empty() or not self._to_store.empty() or self._accepting is not None
+        return waiting or bool(self._tasks)
 
     async def _take(self, message: ControlMessage) -> None:
-        command = decode_command(message.body)
-        if isinstance(command, Rejection):
-            await self._refuse(message, "", command)
+        decoded = decode_command(message.body)
+        if isinstance(decoded, Rejection):
+            await self._refuse(message, "", decoded)
             return
-        rejection = self._check(command, message)
+        command = as_addressed(decoded, message.routing_key)
+        rejection = self._admission.check(command, message)
         if rejection is not None:
             await self._refuse(message, command.command_id, rejection)
+            return
+        rejection = self._admission.allow(command)
+        if rejection is not None:
+            await self._refuse(message, command.command_id, rejection, tell=True)
         elif isinstance(command.args, Status):
             # Changes nothing, and its answer is always of now: nothing to store.
             await message.ack()
             self._start(self._answer_status(command, message))
+        elif isinstance(command.args, Shutdown):
+            # Not behind what waits for a store that is away: nothing but a shutdown helps then.
+            self._start(self._begin(command, message))
         else:
-            self._to_store.put_nowait((as_addressed(command, message.routing_key), message))
+            self._to_store.put_nowait((command, message))
 
     async def _accept_in_turn(self) -> None:
         """Store, acknowledge, begin, one after the other: what came first is stored and begun first."""
         while True:
-            command, message = await self._to_store.get()
-            try:
-                await self._begin(command, message)
-            except DataRefused as error:
-                await self._refuse(message, command.command_id, Rejection(Reason.STORE_REFUSED, str(error)))
+            self._accepting = command, message = await self._to_store.get()
+            await self._begin(command, message)
+            self._accepting = None
 
     async def _begin(self, command: Command, message: ControlMessage) -> None:
         # Each worker has its own copy of a broadcast command, and its own answer.
         broadcast = COMMANDS[command.command].road == "broadcast"
         ledger_id = f"{command.command_id}@{self._worker_id}" if broadcast else command.command_id
-        known = await self._accept(command, ledger_id, message)
+        try:
+            known = await self._accept(command, ledger_id, message)
+        except DataRefused as error:
+            known = Rejection(Reason.STORE_REFUSED, str(error))
         if isinstance(known, Rejection):
-            await self._refuse(message, command.command_id, known)
+            await self._refuse(message, command.command_id, known, tell=known.reason is Reason.STORE_REFUSED)
             return
         if known is not None and known.status == "accepted":
             # Before anything that waits: it may end meanwhile.
@@ -178,25 +217,6 @@ class Control:
         self.stats.repeated += 1
         await self._reply(message, command.command_id, known.status, known.result, known.error)
 
-    def _check(self, command: Command, message: ControlMessage) -> Rejection | None:
-        if self._keys:
-            rejection = verify(
-                command,
-                message.body,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                message_id=message.message_id,
-                headers=message.headers,
-                keys=self._keys,
-                now_ms=self._clock.now_ms(),
-            )
-            if rejection is not None:
-                return rejection
-        rejection = check_delivery(command, routing_key=message.routing_key, now_ms=self._clock.now_ms())
-        if rejection is None and command.scenario is not None and command.scenario not in self._scenarios:
-            return Rejection(Reason.WRONG_ROUTE, "$.scenario: this worker does not serve it")
-        return rejection
-
     async def _accept(
         self, command: Command, ledger_id: str, message: ControlMessage
     ) -> StoredCommand | Rejection | None:
@@ -212,10 +232,18 @@ class Control:
         )
 
         async def attempt() -> StoredCommand | Rejection | None:
-            late = check_delivery(command, routing_key=message.routing_key, now_ms=self._clock.now_ms())
+            late = self._admission.check_time_and_road(command, message)
             return late or await self._ledger.accept_command(stored)
 
-        return await _while_store_is_away(_PATIENCE)(attempt)
+        if not isinstance(command.args, Shutdown):
+            return await _while_store_is_away(self._clock, _PATIENCE)(attempt)
+        try:
+            return await _while_store_is_away(self._clock, _SHUTDOWN_PATIENCE)(attempt)
+        except DataRefused:
+            raise
+        except StoreError as error:
+            log.warning("shutdown_not_stored", command_id=command.command_id, error=str(error))
+            return None
 
     async def _execute(self, command: Command, ledger_id: str) -> None:
         status: FinalStatus = "done"
@@ -237,8 +265,9 @@ class Control:
     async def _finish(
         self, command: Command, ledger_id: str, status: FinalStatus, result: dict[str, Any], error: str | None
     ) -> None:
+        ends = isinstance(command.args, Shutdown)
         try:
-            await _while_store_is_away(_END_PATIENCE)(
+            await _while_store_is_away(self._clock, _SHUTDOWN_END_PATIENCE if ends else _END_PATIENCE)(
                 self._ledger.finish_command,
                 ledger_id,
                 status=status,
@@ -246,8 +275,9 @@ class Control:
                 error=error,
                 now_ms=self._clock.now_ms(),
             )
-        except StoreError as failed:
-            # The next start finds it unfinished and carries it on; whoever waits is told now all the same.
+        except (StoreError, NotFound) as failed:
+            # Not found: a shutdown that the store did not take. Else the next start finds it unfinished and carries it
+            # on; whoever waits is told now all the same.
             log.warning("command_end_not_stored", command_id=command.command_id, error=str(failed))
         self.stats.done += status == "done"
         self.stats.failed += status == "failed"
@@ -285,12 +315,16 @@ class Control:
                 error = "interrupted by a restart; look at `swarm-worker models history` before asking again"
                 await self._finish(command, stored.command_id, "failed", {}, error)
 
-    async def _refuse(self, message: ControlMessage, command_id: str, rejection: Rejection) -> None:
-        """Count and acknowledge; with keys configured nobody unsigned gets as much as an answer."""
+    async def _refuse(
+        self, message: ControlMessage, command_id: str, rejection: Rejection, *, tell: bool = False
+    ) -> None:
+        """Count and acknowledge. Where commands must be signed, who is not known to have the key gets no answer."""
         self.stats.count_refused(str(rejection.reason))
-        log.warning("command_refused", reason=str(rejection.reason), detail=rejection.detail)
+        times = self._sparing.due(rejection.reason)
+        if times is not None:
+            log.warning("command_refused", reason=str(rejection.reason), detail=rejection.detail, times=times)
         await message.ack()
-        if not self._keys:
+        if (tell or not self._admission.signed_only) and self._refusals.take():
             await self._reply(
                 message, command_id or message.message_id or "unknown", "refused", {"reason": str(rejection.reason)},
                 f"{rejection.reason}: {rejection.detail}",

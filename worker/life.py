@@ -17,6 +17,7 @@ from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.port import Delivery
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
+from worker.broker.supervision import supervise
 from worker.broker.watchdog import Watchdog
 from worker.control import Control
 from worker.errors import BrokerUnreachable
@@ -38,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 #: What each step of a shutdown may take of SWARM_SHUTDOWN_GRACE.
 _STORE_SHARE, _TRAINING_SHARE, _EVENTS_SHARE, _ANSWER_SHARE, _END_SHARE = 0.4, 0.25, 0.15, 0.05, 0.05
-#: And each of the three talks with the broker among them, which a half-open connection would draw out.
+#: And each of the four talks with the broker among them, which a half-open connection would draw out.
 _BROKER_SHARE = 0.03
 #: Seconds between hand-overs of the interpreter. At CPython's 5 ms the store's writer thread, which gives it up with
 #: every statement, waits for the event loop longer than for the disk.
@@ -74,10 +75,12 @@ class Parts:
 class Worker:
     """One worker. `await run()` returns after a clean drain and raises what ended it otherwise."""
 
-    def __init__(self, settings: Settings, assemble: Callable[[Worker], Parts]) -> None:
-        """`assemble` makes the parts once the event loop runs."""
+    def __init__(
+        self, settings: Settings, assemble: Callable[[Worker], Parts], *, boot_id: str | None = None
+    ) -> None:
+        """`assemble` makes the parts once the event loop runs; `boot_id` tells this start from others, None: by chance."""
         self.settings = settings
-        self.boot_id = uuid4().hex[:8]
+        self.boot_id = boot_id or uuid4().hex[:8]
         #: Set once records are taken in; `http_port` is known then.
         self.started = asyncio.Event()
         self.http_port = 0
@@ -151,8 +154,10 @@ class Worker:
                         for name, dog in parts.watchdogs.items()
                     ),
                     *(group.create_task(one.failed(), name=f"{one.role} session") for one in parts.sessions),
+                    *(group.create_task(supervise(one), name=f"{one.role} supervision") for one in parts.sessions),
                 ]
                 self.started.set()
+                parts.status.starting = False
                 log.info("started", worker_id=self.settings.worker_id, scenarios=list(self.settings.scenarios))
                 await self._stop.wait()
             await self._drain(parts, sink, runs, learn_stopping, store_stopping)
@@ -206,6 +211,7 @@ class Worker:
         log.info("drain_step", step="answer", all_sent=sent)
         self._nothing_left = stored and sent
         self._drained.set()
+        await _within(grace * _BROKER_SHARE, parts.listener.last_call())
         await parts.control.settle(grace * _ANSWER_SHARE)
         await _within(grace * _BROKER_SHARE, parts.listener.stop())
 

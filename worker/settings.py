@@ -10,7 +10,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from worker import crash
 from worker.episodes.rules import TERMINAL_ACTIONS
 from worker.errors import ConfigurationError
+from worker.hosts import is_loopback
+from worker.wire.commands import COMMANDS
 from worker.wire.names import SLUG
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -108,6 +110,10 @@ class Settings(BaseSettings):
     amqp_ca_file: Path | None = Field(
         None, description="CA certificates to trust instead of the system's, for amqps://"
     )
+    amqp_cert_file: Path | None = Field(
+        None, description="our own certificate (PEM), for a broker that asks for one; only for amqps://"
+    )
+    amqp_key_file: Path | None = Field(None, description="the key of SWARM_AMQP_CERT_FILE; default: in the same file")
     amqp_allow_plaintext: bool = Field(default=False, description="allow amqp:// to a host that is not this machine")
     topology: Literal["auto", "passive"] = Field(
         "auto", description="auto declares broker objects; passive only checks them"
@@ -127,17 +133,17 @@ class Settings(BaseSettings):
     batch_messages: int = Field(64, ge=1, le=2000, description="most messages in one transaction")
     batch_bytes: int = Field(4_000_000, ge=1, description="most bytes in one transaction")
     batch_age: Duration = Field(0.02, description="longest a message waits for company")
+    quarantine_bytes: int = Field(
+        256_000_000,
+        ge=1_000_000,
+        description="most bytes in quarantine; the oldest beyond move to files in <data_dir>/quarantine, as many again",
+    )
 
     # -- episodes
     learn_models: CommaList = Field(LEARN_MODELS, description="learn models to run")
     idle_timeout: PositiveDuration = Field(900.0, description="a task without records this long is closed")
     terminal_actions: CommaList = Field(
         tuple(sorted(TERMINAL_ACTIONS)), description="actions that end a sequence, in any case"
-    quarantine_bytes: int = Field(
-        256_000_000,
-        ge=1_000_000,
-        description="most bytes in quarantine; the oldest beyond move to files in <data_dir>/quarantine, as many again",
-    )
     )
     system_events: CommaList = Field((), description="further pseudo-actions that are no worker decisions")
 
@@ -169,11 +175,17 @@ class Settings(BaseSettings):
         "files", description="how a model reaches those who use it; noop is for tests"
     )
     webhook_url: SecretStr | None = Field(None, description="where the webhook applicator posts")
+    webhook_allow_plaintext: bool = Field(
+        default=False, description="allow http:// to a webhook that is not on this machine"
+    )
     webhook_key: SecretStr | None = Field(None, description="HMAC key that signs what the webhook applicator posts")
     max_history: int = Field(5, ge=1, description="models kept for rollback")
 
     # -- control, health, logs
     control_key: SecretStr | None = Field(None, description="HMAC key; with it unsigned commands are refused")
+    disabled_commands: CommaList = Field(
+        (), description="commands that this worker never obeys, such as shutdown,replay-quarantine"
+    )
     http_host: str = Field("127.0.0.1", description="health and metrics listen here")
     http_port: int = Field(9108, ge=0, le=65535, description="0 picks a free port")
     start_timeout: PositiveDuration = Field(30.0, description="longest wait for the broker at the start")
@@ -209,11 +221,33 @@ class Settings(BaseSettings):
             for name in names:
                 if name not in LEARN_MODELS:
                     raise ValueError(f"{place}: {name!r} is unknown; choose from {', '.join(LEARN_MODELS)}")
+        for name in self.disabled_commands:
+            if name not in COMMANDS:
+                raise ValueError(f"SWARM_DISABLED_COMMANDS: {name!r} is no command; choose from {', '.join(COMMANDS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _safe_to_reach(self) -> Self:
+        if self.amqp_key_file is not None and self.amqp_cert_file is None:
+            raise ValueError("SWARM_AMQP_KEY_FILE: a key needs its certificate; set SWARM_AMQP_CERT_FILE")
         if self.applicator == "webhook" and self.webhook_url is None:
             raise ValueError("SWARM_APPLICATOR: webhook needs a URL; set SWARM_WEBHOOK_URL")
-        if self.webhook_url is not None and not self.webhook_url.get_secret_value().startswith(("https://", "http://")):
-            raise ValueError("SWARM_WEBHOOK_URL: it must begin with https:// or http://")
+        if self.webhook_url is not None:
+            self._check_webhook(self.webhook_url.get_secret_value())
         return self
+
+    def _check_webhook(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # what Python says of it may hold the password
+            raise ValueError("SWARM_WEBHOOK_URL: it is no URL; write [ and ] in a password as %5B and %5D") from None
+        if parts.scheme not in ("https", "http") or not parts.hostname:
+            raise ValueError("SWARM_WEBHOOK_URL: it must begin with https:// or http:// and a host")
+        if parts.scheme == "http" and not self.webhook_allow_plaintext and not is_loopback(parts.hostname):
+            raise ValueError(
+                f"SWARM_WEBHOOK_URL: http:// would send models to {parts.hostname} unencrypted; use https://, "
+                "or set SWARM_WEBHOOK_ALLOW_PLAINTEXT=true on a network you trust"
+            )
 
     @property
     def effective_store_url(self) -> str:

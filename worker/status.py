@@ -57,14 +57,18 @@ class StatusReporter:
     watchdogs: Mapping[str, Watchdog]
     triggers: Mapping[str, str]
     commands: Callable[[], ControlStats]
+    #: Until records and commands are taken.
+    starting: bool = True
     draining: bool = False
 
     def problems(self) -> list[str]:
         """Why the worker is not ready; empty when every consumer is registered, the store takes writes, no drain."""
-        found = ["draining"] if self.draining else []
+        found = ["draining"] if self.draining else ["starting"] if self.starting else []
         store_down = self.sink.stats.store_down_reason or self.write_watch.reason
         if store_down is not None:
             found.append(f"store: {store_down}")
+        # One for all three where they are told the same.
+        found += [f"broker: {trouble}" for trouble in dict.fromkeys(one.trouble for one in self.sessions) if trouble]
         for name, watchdog in self.watchdogs.items():
             if not watchdog.healthy:
                 found.append(f"{name}: {watchdog.reason}")
@@ -81,26 +85,26 @@ class StatusReporter:
         oldest = self.relay.stats.oldest_created_at_ms
         now_ms = self.clock.now_ms()
         sink = self.sink.stats
+        commands = self.commands()
+        quarantine = await self._quarantine()
         return {
             "worker_id": self.worker_id,
             "boot_id": self.boot_id,
             "version": __version__,
-        commands = self.commands()
-        quarantine = await self._quarantine()
             "started_at_ms": self.started_at_ms,
             "uptime_ms": max(0, now_ms - self.started_at_ms),
             "ready": not problems,
             "problems": problems,
             "broker": {s.role: {"connected": s.connected, "version": s.version} for s in self.sessions},
             "scenarios": {name: await self._scenario(name) for name in self.scenarios},
+            # Of the whole store.
+            "quarantine": quarantine,
             # Since the start, unlike the scenarios' figures.
             "projector": asdict(self.projector.stats),
             "scheduler": asdict(self.scheduler.stats),
             "runs": asdict(self.runs.stats),
-            # Of the whole store.
-            "quarantine": quarantine,
             "applier": asdict(self.applier.stats),
-            "commands": asdict(self.commands()),
+            "commands": asdict(commands),
             "counters": {
                 "ready": int(not problems),
                 "store_up": int(sink.store_down_reason is None and self.write_watch.reason is None),
@@ -109,19 +113,27 @@ class StatusReporter:
                 "commit_seconds": sink.commit_seconds,
                 "stale": sink.stale,
                 "in_flight": sink.in_flight,
+                "suspects": sink.suspects,
+                **{f"quarantine_{name}": quarantine[name] for name in _ROOM_COUNTED if name in quarantine},
                 "events_sent": self.relay.stats.sent,
                 "events_failed": self.relay.stats.failures,
                 "outbox_waiting": self.relay.stats.waiting,
                 "outbox_oldest_seconds": 0 if oldest is None else max(0, now_ms - oldest) / 1000,
-                "suspects": sink.suspects,
-                **{f"quarantine_{name}": quarantine[name] for name in _ROOM_COUNTED if name in quarantine},
                 "projection_lag_seconds": self.projector.stats.lag_ms / 1000,
                 "damaged_rows": len(self.store.damage),
                 "projection_faults": self.projector.stats.faults,
+                "commands_accepted": commands.accepted,
+                "commands_refused": sum(commands.refused.values()),
                 "reconnects": sum(max(0, session.connections - 1) for session in self.sessions),
                 "started_at_seconds": self.started_at_ms / 1000,
             },
         }
+
+    async def _quarantine(self) -> dict[str, Any]:
+        try:
+            return asdict(await self.quarantine())
+        except (StoreError, OSError) as error:
+            return {"error": str(error)}
 
     async def _scenario(self, name: str) -> dict[str, Any]:
         subscriber, watchdog = self.subscribers[name], self.watchdogs[name]
@@ -129,12 +141,6 @@ class StatusReporter:
             "consumer_up": int(subscriber.consuming),
             "consumer": watchdog.reason,
             "consumer_restarts": subscriber.restarts,
-    async def _quarantine(self) -> dict[str, Any]:
-        try:
-            return asdict(await self.quarantine())
-        except (StoreError, OSError) as error:
-            return {"error": str(error)}
-
             "deliveries": asdict(subscriber.stats),
             "queue_depth": watchdog.queue_depth,
             "redelivered": subscriber.stats.redelivered,

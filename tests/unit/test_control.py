@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from worker.admission import Admission
 from worker.broker.memory import MemoryBroker, MemoryControl
 from worker.broker.port import OutgoingMessage
 from worker.broker.topology import temporary_queue
@@ -59,7 +60,8 @@ class World:
         self.replies = self.broker.declare(temporary_queue(REPLIES))
         self.control = Control(
             self.source, self.store, self.clock, self._carry_out,
-            worker_id="w1", scenarios=frozenset({"S", "T"}), keys={},
+            worker_id="w1", scenarios=frozenset({"S", "T"}),
+            admission=Admission(self.clock, worker_id="w1", scenarios=frozenset({"S", "T"}), keys={}),
         )  # fmt: skip
 
     async def _carry_out(self, command: Command) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
             {"scenario_options": '{"a": {"learn_models": ["nonsense"]}}'},
             "SWARM_SCENARIO_OPTIONS, a, learn_models: 'nonsense'",
         ),
+        ({"disabled_commands": "shutdown,halt"}, "SWARM_DISABLED_COMMANDS: 'halt' is no command; choose from shutdown"),
         ({"scenarios": "a,b,a"}, "SWARM_SCENARIOS: 'a' stands there twice"),
     ],
 )

@@ -142,6 +142,7 @@ def test_each_command_has_its_road() -> None:
         ({}, "all", Reason.WRONG_ROUTE),
         ({"command": "shutdown"}, "all", None),
         ({"command": "shutdown"}, "worker.w1", None),
+        ({"command": "shutdown"}, "worker.w2", Reason.WRONG_ROUTE),
         ({"command": "pause", "scenario": "S"}, "scenario.S", None),
         ({"command": "pause", "scenario": None}, "scenario.S", None),
         ({"command": "pause", "scenario": "S"}, "scenario.T", Reason.WRONG_ROUTE),
@@ -157,7 +158,7 @@ def test_a_command_is_obeyed_only_on_its_road_and_in_its_time(
     """A shutdown that waited in a jobs queue must not stop tomorrow's worker."""
     command = decode(**fields)
     assert isinstance(command, Command)
-    verdict = check_delivery(command, routing_key=routing_key, now_ms=NOW)
+    verdict = check_delivery(command, routing_key=routing_key, worker_id="w1", now_ms=NOW)
     assert (verdict.reason if verdict else None) == reason
 
 

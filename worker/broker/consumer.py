@@ -201,6 +201,23 @@ class Consumer:
         except BROKER_ERRORS as error:
             log.info("queue_not_deleted", queue=queue, error=describe(error))
 
+    async def drain_only(self, queue: str, bindings: Iterable[tuple[str, str]]) -> None:
+        """Let go of the other queues, unbind this one, and wait until all that is in it was delivered; quietly."""
+        link = self.link
+        if link is None or link.gone or queue not in link.tags:
+            return
+        channel, timeout = link.channel, self._session.call_timeout
+        try:
+            for other in [name for name in link.tags if name != queue]:
+                await channel.basic_cancel(link.tags.pop(other), timeout=timeout)
+            for exchange, key in bindings:
+                await channel.queue_unbind(queue, exchange, key, timeout=timeout)
+            # The answer comes after the deliveries that were sent before it: with none left to send, all have arrived.
+            while (await channel.queue_declare(queue, passive=True, timeout=timeout)).message_count:  # noqa: ASYNC110
+                await asyncio.sleep(_FIRST_PAUSE / 10)
+        except BROKER_ERRORS as error:
+            log.info("queue_not_drained", queue=queue, error=describe(error))
+
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         """One that died of what nobody foresaw must not do so in silence: nothing would bring this consumer back."""
         error = None if keeper.cancelled() else keeper.exception()

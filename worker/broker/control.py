@@ -20,6 +20,7 @@ from worker.broker.topology import (
     jobs_queue,
     scenario_objects,
     shared_objects,
+    worker_keys,
     worker_objects,
     worker_queue,
 )
@@ -87,6 +88,13 @@ class ControlListener:
     async def start(self) -> None:
         """Declare what is needed and listen. Raises `BrokerRefused`, or one of `faults.BROKER_ERRORS`."""
         await self._consumer.start()
+
+    async def last_call(self) -> None:
+        """Take in what was sent to this worker until now, and nothing after it: whoever sends more is told at once.
+
+        Unanswered, a second shutdown that came just before the end of the first would have its sender wait in vain.
+        """
+        await self._consumer.drain_only(self.queue, worker_keys(self._worker_id, self._scenarios))
 
     async def stop(self) -> None:
         """Listen no more. The queue of this start goes at once, so that a sender is told that nobody listens."""

@@ -134,8 +134,13 @@ def worker_objects(worker_id: str, boot_id: str, scenarios: Sequence[str]) -> li
     Not exclusive: after a half-open loss the broker keeps that lock for 31 s; durable with expiry was back in 2 s
     (measured, RabbitMQ 3.10.8, aio-pika 10.2.1).
     """
+    return [temporary_queue(worker_queue(worker_id, boot_id), worker_keys(worker_id, scenarios))]
+
+
+def worker_keys(worker_id: str, scenarios: Sequence[str]) -> list[tuple[str, str]]:
+    """What a worker's own queue is bound to, as (exchange, routing key)."""
     keys = ["all", *(f"scenario.{scenario}" for scenario in scenarios), f"worker.{worker_id}"]
-    return [temporary_queue(worker_queue(worker_id, boot_id), [(CONTROL_EXCHANGE, key) for key in keys])]
+    return [(CONTROL_EXCHANGE, key) for key in keys]
 
 
 def temporary_queue(

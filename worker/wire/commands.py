@@ -14,9 +14,9 @@ from worker.wire.records import SCHEMA_VERSION, Count, Key, Milliseconds, Slug64
 
 #: Bytes of a command, which is a few hundred.
 MAX_COMMAND = 64 * 1024
-#: A free `reply_to` would let anybody write into any queue through us.
 #: Where a routing key of this form leads: the workers of a scenario.
 _TO_SCENARIO = "scenario."
+#: A free `reply_to` would let anybody write into any queue through us.
 _REPLY_TO = re.compile(r"amq\.rabbitmq\.reply-to\.[\x21-\x7e]{1,200}|swarm\.reply\.[a-z0-9-]{1,64}")
 
 
@@ -175,14 +175,17 @@ def decode_command(body: bytes) -> Command | Rejection:
         return refusal.as_rejection()
 
 
-def check_delivery(command: Command, *, routing_key: str, now_ms: int) -> Rejection | None:
-    """Why a good command must not be obeyed here and now: it came on another road than its own, or its time is over."""
+def check_delivery(command: Command, *, routing_key: str, worker_id: str, now_ms: int) -> Rejection | None:
+    """Why a good command must not be obeyed here and now: it came on another road than its own, or its time is over.
+
+    What is addressed to another worker may reach this one all the same: by a binding that somebody made to its queue.
+    """
     if COMMANDS[command.command].road == "job":
         on_its_road = routing_key == f"job.{command.scenario}"
     else:
         # Whoever may write to one scenario's workers must not command another scenario through them.
         to_scenario = routing_key.startswith(_TO_SCENARIO) and command.scenario in (None, _scenario_in(routing_key))
-        on_its_road = routing_key == "all" or routing_key.startswith("worker.") or to_scenario
+        on_its_road = routing_key in ("all", f"worker.{worker_id}") or to_scenario
     if not on_its_road:
         return Rejection(Reason.WRONG_ROUTE, "$: the routing key is not this command's")
     if command.expires_at_ms and now_ms >= command.expires_at_ms:

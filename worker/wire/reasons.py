@@ -62,6 +62,9 @@ class Reason(StrEnum):
     BAD_TIMES = "bad_times", "a signed command is issued in the future, never expires or lives too long"
     UNSIGNED = "unsigned", "a control key is set and the command carries no signature"
     BAD_SIGNATURE = "bad_signature", "the signature does not fit the message, or its key is unknown"
+    DISABLED = "disabled", "the command is turned off on this worker"
+    RATE_LIMITED = "rate_limited", "more commands of this kind came than are carried out in that time"
+    STOPPING = "stopping", "the worker ends and could not store the command any more"
 
 
 class Rejection(Struct, frozen=True):
