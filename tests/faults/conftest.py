@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.oracle import Oracle, chosen_seed
-from tests.integration.conftest import command_line, new_worker  # noqa: F401 - fixtures
+from tests.integration.conftest import command_line, new_worker, nursery  # noqa: F401 - fixtures
 
 
 @pytest.fixture

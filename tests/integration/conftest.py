@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.integration.nursery import Nursery
 from tests.integration.worker_process import CommandLine, NewWorker, WorkerProcess
 from worker.broker.session import Role, Session
 from worker.broker.url import parse_amqp_url
@@ -50,12 +52,20 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLi
     commands.close()
 
 
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts workers quickly, where a test starts many: `new_worker(..., launch=nursery.launch)`."""
+    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.close()
+
+
 @pytest.fixture
 async def new_worker(amqp_url: str, tmp_path: Path, command_line: CommandLine) -> AsyncIterator[NewWorker]:
     """Makes workers on `amqp_url`, not started, each with a directory of its own unless told otherwise."""
     made: list[WorkerProcess] = []
 
-    def make(*scenarios: str, directory: Path | None = None, **settings: object) -> WorkerProcess:
+    def make(*scenarios: str, directory: Path | None = None, **settings: Any) -> WorkerProcess:
         place = directory or tmp_path / f"worker-{len(made)}"
         worker = WorkerProcess(place, *scenarios, command_line=command_line, **{"amqp_url": amqp_url, **settings})
         made.append(worker)

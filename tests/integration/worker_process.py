@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import aiohttp
 import msgspec
@@ -23,6 +23,8 @@ from worker.store import open_store
 
 T = TypeVar("T")
 NewWorker: TypeAlias = Callable[..., "WorkerProcess"]
+#: Environment, directory and log of a worker that is to be started.
+Launch: TypeAlias = Callable[[dict[str, str], Path, Path], Awaitable["Process"]]
 
 _PROGRAM = Path(sys.executable).with_name("swarm-worker")
 _SERVER = Path(__file__).with_name("command_server.py")
@@ -97,11 +99,34 @@ class CommandLine:
         self._server.communicate(timeout=10)
 
 
+class Process(Protocol):
+    """What `asyncio.subprocess.Process` and a forked worker have in common."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    async def wait(self) -> int: ...
+
+
 class WorkerProcess:
     """One worker: a data directory and settings that stay, and a process that may be started again and again."""
 
-    def __init__(self, directory: Path, *scenarios: str, command_line: CommandLine, **settings: object) -> None:
-        """`settings` by name, such as `trigger="manual"`."""
+    def __init__(
+        self,
+        directory: Path,
+        *scenarios: str,
+        command_line: CommandLine,
+        launch: Launch | None = None,
+        **settings: object,
+    ) -> None:
+        """`settings` by name, such as `trigger="manual"`; `launch` starts the process in another way."""
         self.directory = directory
         self.data_dir = directory / "data"
         self.scenarios = scenarios
@@ -123,9 +148,10 @@ class WorkerProcess:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SWARM_")}
         self.environment = kept | {f"SWARM_{name.upper()}": str(value) for name, value in values.items()}
         self._command_line = command_line
+        self._launch = launch
         self._log = directory / "worker.log"
         self._life = 0  # where the present life begins in the log
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
 
     @property
     def pid(self) -> int:
@@ -143,13 +169,18 @@ class WorkerProcess:
         assert not self.running
         self._life = self._log.stat().st_size if self._log.exists() else 0
         self.port = 0
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.program, "run", env=self.environment, cwd=self.directory, stdout=log, stderr=log
-            )
+        launch = self._launch or self._exec
+        self._process = await launch(self.environment, self.directory, self._log)
         self.starts += 1
         if ready:
             await self.wait_ready()
+
+    async def _exec(self, environment: dict[str, str], directory: Path, log: Path) -> Process:
+        """As a person or systemd starts it."""
+        with log.open("ab") as output:
+            return await asyncio.create_subprocess_exec(
+                *self.program, "run", env=environment, cwd=directory, stdout=output, stderr=output
+            )
 
     async def wait_ready(self, *, within: float = 30.0) -> None:
         """Until nothing keeps it from working."""
