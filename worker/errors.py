@@ -31,6 +31,16 @@ class BrokerRefused(WorkerError):
     exit_code = 78
 
 
+class BrokerUntrusted(BrokerRefused):
+    """Who answered cannot prove to be the broker, or speaks no safe TLS; no credentials were sent."""
+
+
+class BrokerTurnedAway(BrokerRefused):
+    """The broker let us in at first and refuses us now: a new start goes on, or says what is wrong with status 78."""
+
+    exit_code = 75
+
+
 class PublishFailed(WorkerError):
     """A message was not confirmed by the broker; it must be kept and sent again."""
 

@@ -17,12 +17,20 @@ from aiormq.exceptions import (
 )
 from pamqp.exceptions import PAMQPException
 
-from worker.errors import BrokerRefused
+from worker.errors import BrokerRefused, BrokerUntrusted
 
 #: Everything a broker call may raise; `OSError` includes `TimeoutError`, `RuntimeError` the client's "channel closed".
 BROKER_ERRORS = (AMQPError, OSError, RuntimeError, PAMQPException)
 
 _NOT_ALLOWED = re.compile(r"NOT_ALLOWED - |ACCESS_REFUSED - ")
+#: OpenSSL's X509_V_ERR_...: not yet valid, expired, host and address mismatch.
+_CERTIFICATE_CURES = {
+    9: "check the clocks of both machines",
+    10: "renew it at the broker",
+    62: "connect by a name that stands in it, or have it made for this one",
+    64: "connect by a name that stands in it, or have it made for this address",
+}
+_OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _CHANNEL_REFUSALS = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed)
 
 
@@ -36,11 +44,9 @@ def describe(error: BaseException) -> str:
 
 def connection_refusal(error: BaseException, masked: str) -> BrokerRefused | None:
     """`BrokerRefused` where connecting again cannot help (credentials, virtual host, certificate), else None."""
-    cause = error.__cause__
-    if isinstance(error, ssl.SSLCertVerificationError) or isinstance(cause, ssl.SSLCertVerificationError):
-        return BrokerRefused(
-            f"the certificate of {masked} cannot be trusted: {describe(error)}; name its CA with SWARM_AMQP_CA_FILE"
-        )
+    for one in (error, error.__cause__):
+        if isinstance(one, ssl.SSLError):
+            return _tls_refusal(one, masked)
     text = describe(error)
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return BrokerRefused(
@@ -51,6 +57,28 @@ def connection_refusal(error: BaseException, masked: str) -> BrokerRefused | Non
             f"the broker refuses {masked}: {text}; check the virtual host in SWARM_AMQP_URL and the user's permissions"
         )
     return None
+
+
+def _tls_refusal(error: ssl.SSLError, masked: str) -> BrokerRefused | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        cure = _CERTIFICATE_CURES.get(error.verify_code, "name its CA with SWARM_AMQP_CA_FILE")
+        return BrokerUntrusted(
+            f"the certificate of {masked} cannot be trusted: {error.verify_message.rstrip('.')}; {cure}"
+        )
+    if error.reason == "WRONG_VERSION_NUMBER":
+        return BrokerUntrusted(f"{masked} speaks no TLS there; check the port (usually 5671) in SWARM_AMQP_URL")
+    if error.reason in _OLD_TLS:
+        return BrokerUntrusted(f"{masked} speaks no TLS that is safe; let the broker speak TLS 1.2 or 1.3")
+    return None
+
+
+def unreachable_hint(error: BaseException, *, tls: bool) -> str:
+    """What else may be wrong where something answered and hung up at once."""
+    if "Read 0 bytes" not in describe(error):
+        return ""
+    if tls:
+        return "; it may ask for a certificate of ours, which SWARM_AMQP_CERT_FILE names"
+    return "; it may expect TLS, amqps://"
 
 
 def hides_the_reason(error: BaseException | None) -> bool:

@@ -134,8 +134,11 @@ def _wait(url: str, guardian: subprocess.Popen[bytes], console: Path | None) -> 
 
 def _given(url: str) -> LocalBroker:
     allow = os.environ.get("SWARM_AMQP_ALLOW_PLAINTEXT", "").lower() in {"1", "true", "yes", "on"}
-    ca_file = os.environ.get("SWARM_AMQP_CA_FILE")
-    target = parse_amqp_url(url, ca_file=Path(ca_file) if ca_file else None, allow_plaintext=allow)
+    files = {
+        name: Path(given) if (given := os.environ.get(f"SWARM_AMQP_{name.upper()}")) else None
+        for name in ("ca_file", "cert_file", "key_file")
+    }
+    target = parse_amqp_url(url, **files, allow_plaintext=allow)
     try:
         handshake(target, timeout=10)
     except PermissionError as error:

@@ -20,11 +20,11 @@ from aio_pika.robust_connection import RobustConnection
 from aiormq.channel import Channel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from worker.broker.faults import BROKER_ERRORS, connection_refusal, describe, hides_the_reason
+from worker.broker.faults import BROKER_ERRORS, connection_refusal, describe, hides_the_reason, unreachable_hint
 from worker.broker.probe import handshake
 from worker.broker.tolerant import tolerate_bad_properties
 from worker.broker.url import BrokerUrl
-from worker.errors import BrokerRefused, BrokerUnreachable, WorkerError
+from worker.errors import BrokerRefused, BrokerTurnedAway, BrokerUnreachable, BrokerUntrusted, WorkerError
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,8 @@ Role = Literal["consume", "publish", "control"]
 #: Longest wait for one answer of the broker.
 CALL_TIMEOUT = 10.0
 _FIRST_RECONNECT = 0.5
-_SLOWEST_RECONNECT = 15.0
+#: A broker that takes connections again has us back within 10 s, consumers (2 s) and their declarations included.
+_SLOWEST_RECONNECT = 3.0
 
 
 class _Connection(RobustConnection):
@@ -66,6 +67,8 @@ class Session:
         #: Grows with every channel opened; a delivery of an older generation is stale.
         self.generation = 0
         self.connections = 0
+        #: Why a connection that was lost does not come back, as long as only the broker's owner can mend it.
+        self.trouble: str | None = None
         self._start_timeout = start_timeout
         self._connection: RobustConnection | None = None
         self._failure: asyncio.Future[None] | None = None
@@ -91,7 +94,7 @@ class Session:
         except BROKER_ERRORS as error:
             raise BrokerUnreachable(
                 f"no broker answered at {self.url.masked} within {self._start_timeout:g} s ({describe(error)}); "
-                "check SWARM_AMQP_URL"
+                f"check SWARM_AMQP_URL{unreachable_hint(error, tls=self.url.tls is not None)}"
             ) from error
 
     async def close(self) -> None:
@@ -122,13 +125,15 @@ class Session:
 
     def fail(self, error: WorkerError) -> None:
         """Report what no retry will mend; the first report stands."""
+        if isinstance(error, BrokerRefused):
+            error = BrokerTurnedAway(str(error))
         if self._failure is not None and not self._failure.done():
             log.error("broker_session_failed", role=self.role, error=str(error))
             self._failure.set_exception(error)
             self._failure.exception()
 
     async def failed(self) -> None:
-        """Waits; raises the error that ended this session for good: `BrokerRefused`, or a component's `WorkerError`."""
+        """Waits; raises what ended this session for good: `BrokerTurnedAway`, or a component's `WorkerError`."""
         if self._failure is None:
             raise RuntimeError("the session is not started")
         await asyncio.shield(self._failure)
@@ -154,6 +159,7 @@ class Session:
 
     def _note_broker(self) -> None:
         self.connections += 1
+        self.trouble = None
         connection = self._connection
         transport = connection.transport if connection is not None else None
         properties = transport.connection.server_properties if transport is not None else None
@@ -180,7 +186,12 @@ class Session:
         if connection is None or connection.close_called:
             return
         refusal = await self._refusal(error) if error is not None else None
-        if refusal is not None:
+        if isinstance(refusal, BrokerUntrusted):
+            # Renewing a certificate is the broker's owner's to do, and no restart of ours helps: not ready, and on with
+            # the attempts. Ending with 78 instead would keep us down after it was renewed.
+            self.trouble = str(refusal)
+            log.error("broker_not_trusted", role=self.role, error=self.trouble)
+        elif refusal is not None:
             self.fail(refusal)
         # aio-pika waits a fixed time between attempts; this makes it back off, not to storm a broker that returns.
         slower = min(_SLOWEST_RECONNECT, connection.reconnect_interval * 2)

@@ -7,7 +7,7 @@ here, and what aio-pika gets is built anew from what was understood.
 
 from __future__ import annotations
 
-import ipaddress
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from yarl import URL
 
 from worker.errors import ConfigurationError
+from worker.hosts import is_loopback
 from worker.settings import Settings
 
 #: RabbitMQ's heartbeats guide calls 5-20 s best; the client gives a silent peer up after (heartbeat + 1) * 3 s.
 DEFAULT_HEARTBEAT = 10
 DEFAULT_CONNECTION_TIMEOUT = 10.0
+#: What AMQP 0-9-1 allows.
+_LONGEST_VHOST = 127
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _ALLOWED = ("heartbeat", "name", "connection_timeout")
 
@@ -57,8 +60,19 @@ class BrokerUrl:
         )
 
 
-def parse_amqp_url(text: str, *, ca_file: Path | None = None, allow_plaintext: bool = False) -> BrokerUrl:
-    """The checked address, or `ConfigurationError` that names the part at fault and never shows the password."""
+def parse_amqp_url(
+    text: str,
+    *,
+    ca_file: Path | None = None,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
+    allow_plaintext: bool = False,
+) -> BrokerUrl:
+    """The checked address, or `ConfigurationError` that names the part at fault and never shows the password.
+
+    `cert_file` is our own certificate, for a broker that asks for one; its key is in `key_file`, else beside it in the
+    same file.
+    """
     try:
         parts = urlsplit(text)
     except ValueError:  # a [ that no IPv6 address follows; what Python says of it may hold the password
@@ -80,6 +94,11 @@ def parse_amqp_url(text: str, *, ca_file: Path | None = None, allow_plaintext: b
         )
     query = _checked_query(parts.query)
     path = unquote(parts.path)
+    if len(path[1:]) > _LONGEST_VHOST:
+        # The client library refuses it too, but only once connected, and then tries again for ever.
+        raise _wrong(f"the virtual host has {len(path[1:])} characters, at most {_LONGEST_VHOST} are possible")
+    if "%00" in text or "\0" in text:
+        raise _wrong("it holds a NUL, which separates user and password when they are sent")
     return BrokerUrl(
         scheme=parts.scheme,
         host=host,
@@ -98,7 +117,7 @@ def parse_amqp_url(text: str, *, ca_file: Path | None = None, allow_plaintext: b
             unit="milliseconds",
         )
         / 1000,
-        tls=_tls(ca_file) if parts.scheme == "amqps" else None,
+        tls=_tls(ca_file, cert_file, key_file) if parts.scheme == "amqps" else None,
     )
 
 
@@ -107,18 +126,10 @@ def broker_url(settings: Settings) -> BrokerUrl:
     return parse_amqp_url(
         settings.amqp_url.get_secret_value(),
         ca_file=settings.amqp_ca_file,
+        cert_file=settings.amqp_cert_file,
+        key_file=settings.amqp_key_file,
         allow_plaintext=settings.amqp_allow_plaintext,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _wrong(text: str) -> ConfigurationError:
@@ -145,15 +156,29 @@ def _number(query: dict[str, str], name: str, default: int, *, least: int, most:
     text = query.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+    # Python refuses to read thousands, with an error of its own.
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not least <= int(text) <= most:
         raise _wrong(f"parameter {name}={text!r} is no whole number of {unit} from {least} to {most}")
     return int(text)
 
 
-def _tls(ca_file: Path | None) -> ssl.SSLContext:
+def _tls(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"SWARM_AMQP_CA_FILE: cannot read certificates from {ca_file}: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if cert_file is not None:
+        try:
+            # Without the callback OpenSSL asks the terminal for the password of an encrypted key, and waits.
+            context.load_cert_chain(cert_file, key_file, password=_no_password)
+        except (OSError, ssl.SSLError, ValueError) as error:
+            raise ConfigurationError(
+                f"SWARM_AMQP_CERT_FILE: cannot use the certificate in {cert_file} with the key in "
+                f"{key_file or cert_file}: {error}; both must be PEM, the key without a password"
+            ) from error
     return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")

@@ -30,7 +30,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Settings that every command needs to find the store and the broker.
-PLACES = ("data_dir", "store_url", "amqp_url", "amqp_ca_file", "amqp_allow_plaintext", "log_level")
+PLACES = (
+    "data_dir", "store_url", "amqp_url", "amqp_ca_file", "amqp_cert_file", "amqp_key_file", "amqp_allow_plaintext",
+    "log_level",
+)  # fmt: skip
 
 
 #: Only from the environment, .env or the secrets directory. The broker's address is a flag: it need hold no password.

@@ -26,6 +26,8 @@ async def connect_publisher(
     limits: PublisherLimits | None = None,
     clock: Clock | None = None,
     ca_file: Path | None = None,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
     allow_plaintext: bool = False,
     start_timeout: float = 30.0,
     close_timeout: float = 30.0,
@@ -36,7 +38,9 @@ async def connect_publisher(
     wait in the spool. Raises `BrokerUnreachable`, `BrokerRefused`, `ConfigurationError`.
     """
     follow_the_programs_logging()
-    url = parse_amqp_url(amqp_url, ca_file=ca_file, allow_plaintext=allow_plaintext)
+    url = parse_amqp_url(
+        amqp_url, ca_file=ca_file, cert_file=cert_file, key_file=key_file, allow_plaintext=allow_plaintext
+    )
     session = Session("publish", url, start_timeout=start_timeout)
     await session.start()
     try:
@@ -62,6 +66,8 @@ async def connect_follower(
     keys: Sequence[str] = ("learning.#",),
     durable: bool = False,
     ca_file: Path | None = None,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
     allow_plaintext: bool = False,
 ) -> AsyncIterator[EventFollower]:
     """An `EventFollower` on a connection that comes back by itself.
@@ -71,7 +77,10 @@ async def connect_follower(
     Raises `BrokerUnreachable`, `BrokerRefused`, `ConfigurationError`.
     """
     follow_the_programs_logging()
-    session = Session("consume", parse_amqp_url(amqp_url, ca_file=ca_file, allow_plaintext=allow_plaintext))
+    url = parse_amqp_url(
+        amqp_url, ca_file=ca_file, cert_file=cert_file, key_file=key_file, allow_plaintext=allow_plaintext
+    )
+    session = Session("consume", url)
     await session.start()
     try:
         events = EventSubscriber(session, name=name, keys=keys, durable=durable)

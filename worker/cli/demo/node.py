@@ -129,6 +129,8 @@ async def _run(
                     producer_id=name,
                     state_dir=state_dir,
                     ca_file=settings.amqp_ca_file,
+                    cert_file=settings.amqp_cert_file,
+                    key_file=settings.amqp_key_file,
                     allow_plaintext=settings.amqp_allow_plaintext,
                 )
             )

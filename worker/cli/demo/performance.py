@@ -107,6 +107,8 @@ class Performance:
                     name=self._worker_id,
                     keys=[f"learning.*.{course.scenario}" for course in state.courses.values()],
                     ca_file=self._settings.amqp_ca_file,
+                    cert_file=self._settings.amqp_cert_file,
+                    key_file=self._settings.amqp_key_file,
                     allow_plaintext=self._settings.amqp_allow_plaintext,
                 )
             )
@@ -194,6 +196,8 @@ class Performance:
         target = parse_amqp_url(
             self._settings.amqp_url.get_secret_value(),
             ca_file=self._settings.amqp_ca_file,
+            cert_file=self._settings.amqp_cert_file,
+            key_file=self._settings.amqp_key_file,
             allow_plaintext=self._settings.amqp_allow_plaintext,
         )
         session = Session("control", target, start_timeout=_QUEUES_GONE)
