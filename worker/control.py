@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import structlog
 from msgspec import Struct
@@ -48,8 +48,6 @@ _REPEATABLE = frozenset({"train-now", "apply", "rebuild", "replay-quarantine", "
 #: How long a command waits for a store that is away, in s: as long as records do. Then the worker ends, and the broker
 #: hands the command to whoever is started next; kept unacknowledged by a worker that lives, it would be lost.
 _PATIENCE = 600.0
-#: How long the end of a command waits, in s; somebody waits for the answer.
-_END_PATIENCE = 30.0
 #: How long a shutdown waits for the store, in s, at its beginning and at its end: it must work while the store is away.
 _SHUTDOWN_PATIENCE, _SHUTDOWN_END_PATIENCE = 5.0, 0.5
 #: Answers to commands that are refused: so many at once, then so many a second. More would be work for whoever asks.
@@ -267,7 +265,7 @@ class Control:
     ) -> None:
         ends = isinstance(command.args, Shutdown)
         try:
-            await _while_store_is_away(self._clock, _SHUTDOWN_END_PATIENCE if ends else _END_PATIENCE)(
+            stored = await _while_store_is_away(self._clock, _SHUTDOWN_END_PATIENCE if ends else _PATIENCE)(
                 self._ledger.finish_command,
                 ledger_id,
                 status=status,
@@ -276,9 +274,15 @@ class Control:
                 now_ms=self._clock.now_ms(),
             )
         except (StoreError, NotFound) as failed:
-            # Not found: a shutdown that the store did not take. Else the next start finds it unfinished and carries it
-            # on; whoever waits is told now all the same.
+            # Not found: a shutdown that the store did not take.
             log.warning("command_end_not_stored", command_id=command.command_id, error=str(failed))
+            if not ends:
+                # The next start finds it unfinished, carries it on and answers: an answer now might be another one.
+                self._waiting.pop(ledger_id, None)
+                return
+        else:
+            # The first word stands: another start may have carried it on meanwhile, and told so.
+            status, result, error = cast("FinalStatus", stored.status), stored.result, stored.error
         self.stats.done += status == "done"
         self.stats.failed += status == "failed"
         if status == "refused":
