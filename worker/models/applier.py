@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from worker.clock import Clock
-from worker.errors import ApplyFailed, NotFound, StoreUnavailable
+from worker.errors import ApplyFailed, DataRefused, NotFound, StoreUnavailable
 from worker.models.announce import Announcer
 from worker.models.applicators.port import Applicator
 from worker.models.history import live_models, unfinished
@@ -147,6 +147,8 @@ class Applier:
                 log.warning("deployment_resumed", scenario=scenario, deployment_id=deployment.deployment_id)
                 try:
                     await self._deploy(deployment, await self._registry.get(deployment.model_id))
+                except DataRefused as error:  # another worker had only been frozen, and has ended it since we looked
+                    log.warning("resumed_deployment_had_ended", scenario=scenario, error=str(error))
                 except ApplyFailed as error:  # the row, the event and the way back are done
                     log.error("resumed_deployment_failed", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
             live = await self._registry.champion(scenario)
