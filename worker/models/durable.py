@@ -12,12 +12,6 @@ _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def make_private_directory(path: Path) -> None:
-    """Make `path` and what is missing above it, for this user alone (0700)."""
-    for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
-        missing.mkdir(mode=0o700, exist_ok=True)
-
-
 def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Create `path` with `data` on disk; FileExistsError where something is there, a symlink included."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -41,15 +35,6 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise
     finally:
         os.close(directory)
-
-
-def sync_directory(path: Path) -> None:
-    """Make names in `path` (new, renamed, removed) survive a power cut."""
-    descriptor = os.open(path, _DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_file(path: Path, *, limit: int) -> bytes:

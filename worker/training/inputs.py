@@ -12,9 +12,10 @@ import msgspec
 from msgspec import Struct
 
 from worker import __version__
+from worker.directories import make_private_directory
 from worker.learning.analyzer import AnalysisInput, CountRow
 from worker.learning.offline_model import OfflineModel
-from worker.models.durable import make_private_directory, read_file, replace_file
+from worker.models.durable import read_file, replace_file
 from worker.models.gate import GateConfig
 from worker.training.results import INPUT_FILE
 

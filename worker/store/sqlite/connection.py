@@ -6,6 +6,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+from worker.directories import make_private_directory, sync_directory
 from worker.errors import StoreUnavailable
 
 #: "SWRM" in the file's header: `file swarm.db` and a human can tell what it is.
@@ -29,8 +30,9 @@ _COMMON = (
 def create_file(path: Path) -> None:
     """Make the store's directory and file for this user alone; SQLite gives its -wal and -shm the same mode."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        sync_directory(path.parent.resolve())
     except OSError as error:
         raise StoreUnavailable(
             f"the store {path} cannot be created ({error.strerror}); make the directory of SWARM_STORE_URL writable"
