@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import warnings
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,8 +47,9 @@ class Certificates:
         """A good certificate over TLS 1.1."""
         context = self.good()
         context.set_ciphers("DEFAULT@SECLEVEL=0")
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        with warnings.catch_warnings(action="ignore"):  # that it is deprecated is the point
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
         return context
 
     def asking_for_ours(self) -> ssl.SSLContext:
