@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from worker.admission import Admission
 from worker.broker.control import ControlListener
+from worker.broker.dead import DeadLetters
 from worker.broker.port import Delivery
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
@@ -261,6 +262,7 @@ class _Kit:
             projector=projector,
             intake=intake,
             rules_of=self.rules.__getitem__,
+            dead=DeadLetters(publish, RabbitPublisher(publish), clock),
             status=status.report,
             stop_and_drain=worker.stop_and_drain,
         )

@@ -43,7 +43,9 @@ log = structlog.get_logger(__name__)
 
 FinalStatus = Literal["done", "refused", "failed"]
 #: Done again after a crash, these give the same result: a run is found by its command's id, the rest settle.
-_REPEATABLE = frozenset({"train-now", "apply", "rebuild", "replay-quarantine", "pause", "resume"})
+_REPEATABLE = frozenset(
+    {"train-now", "apply", "rebuild", "replay-quarantine", "pause", "resume", "list-dead", "replay-dead"}
+)
 
 #: How long a command waits for a store that is away, in s: as long as records do. Then the worker ends, and the broker
 #: hands the command to whoever is started next; kept unacknowledged by a worker that lives, it would be lost.

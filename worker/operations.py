@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from worker.broker.dead import DeadLetters
 from worker.clock import Clock
 from worker.episodes.rules import Rules
 from worker.errors import WorkerError
@@ -23,8 +24,10 @@ from worker.training.trigger_book import TriggerBook
 from worker.wire.commands import (
     Apply,
     Command,
+    ListDead,
     Pause,
     Rebuild,
+    ReplayDead,
     ReplayQuarantine,
     Resume,
     Rollback,
@@ -65,6 +68,7 @@ class Operations:
     projector: Projector
     intake: Intake
     rules_of: Callable[[str], Rules]
+    dead: DeadLetters
     status: Callable[[], Awaitable[dict[str, Any]]]
     stop_and_drain: Callable[[str], Awaitable[bool]]
 
@@ -86,10 +90,10 @@ class Operations:
                 return {"projected": await self.projector.catch_up()}
             case ReplayQuarantine():
                 return await self._replay(_scenario(command), args)
-            case Pause(what=what):
-                return await self._pause(command.scenario, what, paused=True)
-            case Resume(what=what):
-                return await self._pause(command.scenario, what, paused=False)
+            case ListDead() | ReplayDead():
+                return await self._dead_letters(_scenario(command), args)
+            case Pause(what=what) | Resume(what=what):
+                return await self._pause(command.scenario, what, paused=isinstance(args, Pause))
             case Status():
                 return await self.status()
             case Shutdown():
@@ -163,6 +167,11 @@ class Operations:
         )
         self.projector.wake()
         return plain(counts)
+
+    async def _dead_letters(self, scenario: str, args: ListDead | ReplayDead) -> dict[str, Any]:
+        if isinstance(args, ListDead):
+            return plain(await self.dead.look(scenario, args.limit))
+        return plain(await self.dead.replay(scenario, args.limit))
 
     async def _pause(self, scenario: str | None, what: str, *, paused: bool) -> dict[str, Any]:
         chosen = [scenario] if scenario else list(self.scenarios)

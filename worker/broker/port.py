@@ -70,6 +70,7 @@ class Publisher(Protocol):
     async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
         """Returns when the broker confirmed; raises `PublishFailed` (nacked, returned, timed out, no connection)."""
         ...
+    user_id: str | None = None  # the broker refuses any but the connection's own
 
 
 class ControlMessage(Protocol):

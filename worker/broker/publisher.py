@@ -185,6 +185,7 @@ def _properties(message: OutgoingMessage) -> spec.Basic.Properties:
         reply_to=message.reply_to,
         message_id=message.message_id,
         message_type=message.type,
+        user_id=message.user_id,
     )
 
 

@@ -27,6 +27,7 @@ _COMMANDS = {
     "episodes": "episodes:episodes",
     "sessions": "episodes:sessions",
     "quarantine": "quarantine:quarantine",
+    "dead": "dead:dead",
     "export": "export:export",
     "backup": "backup:backup",
     "describe": "describe:describe",

@@ -64,6 +64,18 @@ class ReplayQuarantine(_Args, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1)] | None = None
 
 
+class ListDead(_Args, frozen=True, kw_only=True):
+    """Say what died on its way to the scenario, the first letters one by one."""
+
+    limit: Annotated[int, Meta(ge=1, le=50)] = 20  # an answer has at most 64 KB
+
+
+class ReplayDead(_Args, frozen=True, kw_only=True):
+    """Send records that died back to where they came from, all or so many."""
+
+    limit: Annotated[int, Meta(ge=1)] | None = None
+
+
 class Shutdown(_Args, frozen=True, kw_only=True):
     """Drain and stop."""
 
@@ -84,7 +96,19 @@ class Status(_Args, frozen=True, kw_only=True):
     """Say what the worker does and what is stored."""
 
 
-Args: TypeAlias = TrainNow | Apply | Rollback | Rebuild | ReplayQuarantine | Shutdown | Pause | Resume | Status
+Args: TypeAlias = (
+    TrainNow
+    | Apply
+    | Rollback
+    | Rebuild
+    | ReplayQuarantine
+    | ListDead
+    | ReplayDead
+    | Shutdown
+    | Pause
+    | Resume
+    | Status
+)
 
 
 class CommandKind(NamedTuple):
@@ -104,6 +128,8 @@ COMMANDS: dict[str, CommandKind] = {
     "rollback": CommandKind(Rollback, "job"),
     "rebuild": CommandKind(Rebuild, "job"),
     "replay-quarantine": CommandKind(ReplayQuarantine, "job"),
+    "list-dead": CommandKind(ListDead, "job"),
+    "replay-dead": CommandKind(ReplayDead, "job"),
 }
 
 
