@@ -94,6 +94,7 @@ class _Address(Struct, frozen=True):
     message_id: str | None
     reply_to: str | None
     correlation_id: str | None
+    user_id: str | None
     headers: Mapping[str, str]
 
     async def ack(self) -> None:
@@ -238,10 +239,12 @@ class Control:
         if not isinstance(command.args, Shutdown):
             return await _while_store_is_away(self._clock, _PATIENCE)(attempt)
         try:
-            return await _while_store_is_away(self._clock, _SHUTDOWN_PATIENCE)(attempt)
+            # Bounded as a whole: one attempt alone may wait for a lock longer than a shutdown may.
+            async with asyncio.timeout(_SHUTDOWN_PATIENCE):
+                return await _while_store_is_away(self._clock, _SHUTDOWN_PATIENCE)(attempt)
         except DataRefused:
             raise
-        except StoreError as error:
+        except (StoreError, TimeoutError) as error:
             log.warning("shutdown_not_stored", command_id=command.command_id, error=str(error))
             return None
 
@@ -267,15 +270,16 @@ class Control:
     ) -> None:
         ends = isinstance(command.args, Shutdown)
         try:
-            stored = await _while_store_is_away(self._clock, _SHUTDOWN_END_PATIENCE if ends else _PATIENCE)(
-                self._ledger.finish_command,
-                ledger_id,
-                status=status,
-                result=result,
-                error=error,
-                now_ms=self._clock.now_ms(),
-            )
-        except (StoreError, NotFound) as failed:
+            async with asyncio.timeout(_SHUTDOWN_END_PATIENCE if ends else None):
+                stored: StoredCommand = await _while_store_is_away(self._clock, _PATIENCE)(
+                    self._ledger.finish_command,
+                    ledger_id,
+                    status=status,
+                    result=result,
+                    error=error,
+                    now_ms=self._clock.now_ms(),
+                )
+        except (StoreError, NotFound, TimeoutError) as failed:
             # Not found: a shutdown that the store did not take.
             log.warning("command_end_not_stored", command_id=command.command_id, error=str(failed))
             if not ends:
@@ -310,7 +314,7 @@ class Control:
                 continue
             # The row knows the scenario it was addressed to, where the body names none.
             command = replace(decoded, scenario=stored.scenario)
-            address = _Address(stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, {})
+            address = _Address(stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, None, {})
             self._waiting[stored.command_id].append(address)
             if command.command in _REPEATABLE:
                 log.info("command_resumed", command=command.command, command_id=command.command_id)
@@ -330,7 +334,7 @@ class Control:
         if times is not None:
             log.warning("command_refused", reason=str(rejection.reason), detail=rejection.detail, times=times)
         await message.ack()
-        if (tell or not self._admission.signed_only) and self._refusals.take():
+        if (tell or not self._admission.for_known_only) and self._refusals.take():
             await self._reply(
                 message, command_id or message.message_id or "unknown", "refused", {"reason": str(rejection.reason)},
                 f"{rejection.reason}: {rejection.detail}",

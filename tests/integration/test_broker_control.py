@@ -10,8 +10,9 @@ import pytest
 
 from tests.integration.conftest import NewSession
 from tests.integration.proxy import proxied
+from worker.broker.answers import Answer
 from worker.broker.control import ControlListener
-from worker.broker.control_client import Answer, ControlClient
+from worker.broker.control_client import ControlClient
 from worker.broker.events import EventSubscriber
 from worker.broker.port import ControlMessage, OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
@@ -95,6 +96,65 @@ async def test_a_command_to_nobody_is_told_at_once(start_worker: StartWorker, cl
     with pytest.raises(NotFound, match=r"worker\.w2"):
         await ask(client, "worker.w2")
     await listener.stop()
+    with pytest.raises(NotFound, match="no worker listens"):
+        await ask(client, "all")
+
+
+async def test_a_job_that_nobody_can_take_is_not_left_in_its_queue(
+    start_worker: StartWorker, client: ControlClient, scenario: str
+) -> None:
+    """Sent all the same it lay there for a quarter of an hour, while its sender heard nothing."""
+    with pytest.raises(NotFound, match=f"none serves {scenario}"):
+        await ask(client, f"job.{scenario}")
+    first = await start_worker("w1")
+    await first.stop()  # the queue stays, without anybody who consumes it
+    with pytest.raises(NotFound, match=f"none serves {scenario}"):
+        await ask(client, f"job.{scenario}")
+    second = await start_worker("w2")
+    assert [reply.worker for reply in await ask(client, f"job.{scenario}")] == ["w2", "w2"]
+    assert second.inbox.empty()
+
+
+async def test_a_worker_that_accepted_and_is_gone_is_not_waited_for(
+    start_worker: StartWorker, client: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a silence the command is sent again, and the broker says that nobody is there."""
+    monkeypatch.setattr("worker.broker.answers._SILENCE", 0.3)
+    heard: list[Answer] = []
+
+    async def accept_and_leave(listener: ControlListener, message: ControlMessage) -> None:
+        await message.ack()
+        await listener.reply(message, answer(message, "accepted"))
+        await listener.stop()
+
+    await start_worker("w1", accept_and_leave)
+    with pytest.raises(NoAnswer, match="w1 accepted it and is gone"):
+        async for reply in client.send(routing_key="worker.w1", command_id="c", body=b"hello", timeout=20):
+            heard.append(reply)  # noqa: PERF401 - it raises in the end
+    assert [reply.status for reply in heard] == ["accepted"]
+
+
+async def test_a_last_call_hands_over_what_was_sent_and_turns_away_what_comes_later(
+    start_worker: StartWorker, client: ControlClient, new_session: NewSession, eventually: Eventually
+) -> None:
+    """Nothing that the broker took is left in a queue that is about to be deleted."""
+    got: list[str | None] = []
+    may_go_on = asyncio.Event()
+
+    async def slowly(listener: ControlListener, message: ControlMessage) -> None:
+        await may_go_on.wait()
+        got.append(message.message_id)
+        await message.ack()
+
+    listener = await start_worker("w1", slowly)
+    publisher = RabbitPublisher(await new_session("publish"))
+    for number in range(40):  # more than are handed out at once
+        one = OutgoingMessage(exchange="swarm.control", routing_key="all", body=b"x", message_id=f"m{number}")
+        await publisher.publish(one)
+    last_call = asyncio.create_task(listener.last_call())
+    may_go_on.set()
+    await last_call
+    await eventually(lambda: len(got) == 40)
     with pytest.raises(NotFound, match="no worker listens"):
         await ask(client, "all")
 

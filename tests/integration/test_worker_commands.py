@@ -82,8 +82,8 @@ async def test_training_applying_and_going_back_by_command(new_worker: NewWorker
     assert (status["ready"], told["trainings_completed"], told["models_applied"]) == (True, 2, 3)
     assert status["commands"]["refused"] == {}
     assert (await worker.cli("status", "--stored", "--json")).json["scenarios"][scenario]["models_applied"] == 3
-    # Without --wait a command is sent and its first answer told.
-    assert (await worker.cli("resume", *of, "--json")).json["status"] == "accepted"
+    # Without --wait a command is sent and its first answer told; of a broadcast, what is known after a second.
+    assert (await worker.cli("resume", *of, "--json")).json["status"] in ("accepted", "done")
 
 
 def served(worker: WorkerProcess, scenario: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -85,6 +87,43 @@ async def test_a_shutdown_command_under_load_does_likewise_and_is_answered(
             assert (reply["status"], reply["result"]) == ("done", {"drained": True})
             assert await worker.wait(within=10) == 0
         await nothing_is_lost(worker, node, sent)
+
+
+async def test_a_second_shutdown_is_answered_as_the_first_one_is(
+    new_worker: NewWorker, amqp_url: str, scenario: str
+) -> None:
+    """Also while another process has the store locked, when not even the first can be written down: its sender waited
+    in vain until his patience was over."""
+    worker = new_worker(scenario, shutdown_grace="10s")
+    await worker.start()
+    async with operator_at(amqp_url) as operator:
+        with locked(worker):
+            for number in range(3):
+                await operator.send(f"worker.w-{scenario}", "shutdown", command_id=f"c{number}")
+                await operator.send(f"worker.w-{scenario}", "pause", command_id=f"p{number}")
+            answers = [(await operator.answers(f"c{number}", 1, within=30))[0] for number in range(3)]
+            refused = [(await operator.answers(f"p{number}", 1))[0] for number in range(3)]
+            assert await worker.wait(within=20) == 0
+    assert [(one["status"], "drained" in one["result"]) for one in answers] == [("done", True)] * 3
+    assert [one["result"] for one in refused] == [{"reason": "stopping"}] * 3
+
+
+async def test_commands_to_all_are_answered_by_all_and_told_of_each(new_worker: NewWorker, scenario: str) -> None:
+    """How many there are nobody knows: whoever answers within a second of the first is waited for."""
+    one, two = new_worker(scenario), new_worker(scenario, worker_id="second")
+    names = {f"w-{scenario}", "second"}
+    await asyncio.gather(one.start(), two.start())
+
+    async def told(*arguments: str) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in (await one.cli(*arguments, "--json")).out.splitlines()]
+
+    assert {status["worker_id"] for status in await told("status")} == names
+    assert {reply["worker"] for reply in await told("pause", "--wait")} == names
+    ends = await told("shutdown", "--wait")
+    assert {(reply["worker"], reply["status"]) for reply in ends} == {(name, "done") for name in names}
+    assert [await one.wait(), await two.wait()] == [0, 0]
+    nobody = await one.cli("train-now", "--scenario", scenario, "--wait", code=75)
+    assert f"none serves {scenario}" in nobody.err
 
 
 async def test_a_shutdown_in_the_middle_of_a_training_ends_it_and_the_next_life_trains_on(

@@ -8,15 +8,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import msgspec
 import structlog
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 
+from worker.broker.answers import Answer, Heard
 from worker.broker.consumer import Consumer, Link
+from worker.broker.faults import BROKER_ERRORS
 from worker.broker.inbound import RabbitMessage
 from worker.broker.port import OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
-from worker.broker.topology import ensure_topology, reply_queue, temporary_queue
+from worker.broker.topology import ensure_topology, jobs_queue, reply_queue, temporary_queue
 from worker.errors import BrokerRefused, NoAnswer, NoListener, PublishFailed
-from worker.wire.commands import Reply, decode_reply
+from worker.wire.commands import decode_reply
 from worker.wire.names import CONTROL_EXCHANGE
 
 log = structlog.get_logger(__name__)
@@ -25,18 +28,8 @@ _REPLIES_EXPIRE_MS = 60_000
 _PREFETCH = 100
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 3.0
-
-
-class Answer(Reply, kw_only=True):
-    """One worker's reply. `accepted` announces another; the rest are final."""
-
-    #: Who answered; from the message's headers.
-    worker: str = ""
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing follows."""
-        return self.status != "accepted"
+#: How long a job waits for a worker of its scenario before it is not sent at all, in s: one may be reconnecting.
+_WORKER_PATIENCE = 2.0
 
 
 #: Given the message, the headers to send with it: its signature.
@@ -73,14 +66,23 @@ class ControlClient:
         await self._publisher.close()
 
     async def send(
-        self, *, routing_key: str, command_id: str, body: bytes, timeout: float, workers: int | None = 1
+        self,
+        *,
+        routing_key: str,
+        command_id: str,
+        body: bytes,
+        timeout: float,
+        workers: int | None = 1,
+        first_words: bool = False,
     ) -> AsyncIterator[Answer]:
         """Send a command to `swarm.control`; yields answers until `workers` of them were final.
 
-        With `workers=None` (how many there are is not known) it listens until `timeout`, and ends quietly if anybody
-        answered. The same command is sent again after a loss of the connection: its id makes that safe.
+        With `workers=None` (how many there are is not known) it goes on until all that spoke within `answers.GATHER`
+        seconds of the first one have ended. `first_words` ends it before that: once each has said anything. The same
+        command is sent again after a loss of the connection, and after a long silence: its id makes that safe.
 
-        Raises `NoListener` where nobody listens, `NoAnswer` after `timeout` seconds, `BrokerRefused` where it may not.
+        Raises `NoListener` where nobody listens, `NoAnswer` after `timeout` seconds or where a worker that accepted is
+        gone, `BrokerRefused` where it may not.
         """
         message = OutgoingMessage(
             exchange=CONTROL_EXCHANGE,
@@ -90,35 +92,64 @@ class ControlClient:
             correlation_id=command_id,
             reply_to=self.reply_to,
             type="swarm.command",
+            user_id=self._session.url.login,
         )
         if self._sign is not None:
             message = msgspec.structs.replace(message, headers=dict(self._sign(message)))
+        await self._require_worker(routing_key)
         answers: asyncio.Queue[Answer | None] = asyncio.Queue()
         self._waiting[command_id] = answers
-        seen: set[tuple[str, str]] = set()
-        finals = 0
-        deadline = asyncio.get_running_loop().time() + timeout
+        heard = Heard(workers, first_words=first_words, timeout=timeout)
         resend = True
         try:
-            while workers is None or finals < workers:
+            while not heard.enough():
                 # Never around the yield: a timeout there would strike at whatever our caller is doing.
-                async with asyncio.timeout_at(deadline):
-                    if resend:
-                        await self._send(message)
-                    reply = await answers.get()
+                try:
+                    async with asyncio.timeout_at(heard.look_again(routing_key)):
+                        if resend:
+                            await self._send(message)
+                            resend = False
+                        reply = await answers.get()
+                except TimeoutError as error:
+                    if heard.over() and not heard.enough():
+                        raise NoAnswer(heard.missing(routing_key)) from error
+                    resend = heard.silent(routing_key)
+                    continue
+                except NoListener as error:
+                    if heard.words:
+                        raise NoAnswer(heard.gone()) from error
+                    raise
                 resend = reply is None
-                if reply is not None and (reply.worker, reply.status) not in seen:
-                    seen.add((reply.worker, reply.status))
-                    finals += reply.final
+                if reply is not None and heard.note(reply):
                     yield reply
-        except TimeoutError as error:
-            if workers is not None or not finals:
-                hint = (
-                    "it was accepted and may still be carried out" if seen else "is a worker of this scenario running?"
-                )
-                raise NoAnswer(f"no final answer to {routing_key!r} within {timeout:g} s; {hint}") from error
         finally:
             del self._waiting[command_id]
+
+    async def _require_worker(self, routing_key: str) -> None:
+        """`NoListener` where a job's queue has no consumer: there it would lie, and surprise somebody much later."""
+        kind, _, scenario = routing_key.partition(".")
+        if kind != "job":
+            return
+        deadline = asyncio.get_running_loop().time() + _WORKER_PATIENCE
+        while await self._consumers(jobs_queue(scenario)) == 0:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise NoListener(_nobody(routing_key))
+            await asyncio.sleep(_FIRST_PAUSE)
+
+    async def _consumers(self, queue: str) -> int | None:
+        """Of a queue; None where it cannot be seen: no permission (RabbitMQ asks for one from 4.3), no connection."""
+        try:
+            channel = await self._session.open_channel()
+            try:
+                declared = await channel.queue_declare(queue, passive=True, timeout=self._session.call_timeout)
+            finally:
+                if not channel.is_closed:
+                    await channel.close(timeout=self._session.call_timeout)
+        except ChannelNotFoundEntity:
+            return 0
+        except BROKER_ERRORS:
+            return None
+        return declared.consumer_count
 
     async def _send(self, message: OutgoingMessage) -> None:
         pause = _FIRST_PAUSE

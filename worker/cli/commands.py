@@ -13,7 +13,8 @@ from uuid import uuid4
 import click
 from rich.status import Status as Spinner
 
-from worker.broker.control_client import Answer, ControlClient
+from worker.broker.answers import Answer
+from worker.broker.control_client import ControlClient
 from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
 from worker.broker.url import broker_url
@@ -27,12 +28,14 @@ from worker.cli.common import (
     run_async,
     scenario_option,
     settings_options,
+    shown,
     table,
 )
 from worker.configuration import control_keys
-from worker.errors import NoAnswer, WorkerError
+from worker.errors import WorkerError
 from worker.settings import Settings
 from worker.wire.commands import (
+    COMMANDS,
     Apply,
     Args,
     Command,
@@ -105,14 +108,22 @@ async def control_client(settings: Settings) -> AsyncIterator[ControlClient]:
 
 
 def send(
-    client: ControlClient, command: Command, *, timeout: float, worker_id: str | None = None
+    client: ControlClient,
+    command: Command,
+    *,
+    timeout: float,
+    worker_id: str | None = None,
+    first_words: bool = False,
 ) -> AsyncIterator[Answer]:
-    """Send a command and yield what a worker answers."""
+    """Send a command and yield what is answered: by one worker, or by all that hear a broadcast."""
+    of_all = COMMANDS[command.command].road == "broadcast" and worker_id is None
     return client.send(
         routing_key=routing_key_for(command.command, scenario=command.scenario, worker_id=worker_id),
         command_id=command.command_id,
         body=encode_command(command),
         timeout=timeout,
+        workers=None if of_all else 1,
+        first_words=first_words,
     )
 
 
@@ -133,42 +144,53 @@ def carry(
     settings: Settings, name: str, args: Args, scenario: str | None, *, wait: bool, as_json: bool, timeout: float,
     worker_id: str | None = None,
 ) -> None:  # fmt: skip
-    """Send, follow, print, and exit with 1 where it was refused or failed."""
-    reply = run_async(_follow(settings, make_command(name, args, scenario), wait, as_json, timeout, worker_id))
-    if as_json:
-        print_json({"command": name, **{n: getattr(reply, n) for n in reply.__struct_fields__}})
-    elif reply.status == "accepted":
-        click.echo(f"{name} was accepted by {reply.worker}; --wait shows what comes of it")
-    elif reply.error:
-        click.echo(f"swarm-worker: {name} {_ENDED[reply.status]} {reply.worker}: {reply.error}", err=True)
-    else:
-        title = f"{name}: {reply.status} by {reply.worker}"
-        table(title, ("what", "value"), flat(reply.result), empty=title)
-    if reply.status in ("refused", "failed"):
+    """Send, follow, print what each worker answered, and exit with 1 where one refused or failed."""
+    words: dict[str, Answer] = {}
+    command = make_command(name, args, scenario)
+    try:
+        run_async(_follow(settings, command, words, wait=wait, quiet=as_json, timeout=timeout, worker_id=worker_id))
+    finally:
+        # Also where one of several workers did not end in time: what the others said is not lost.
+        for reply in words.values():
+            if reply.final or not wait:
+                _print_answer(name, reply, as_json=as_json)
+    if any(reply.status in ("refused", "failed") for reply in words.values()):
         sys.exit(_FAILED)
 
 
+def _print_answer(name: str, reply: Answer, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"command": name, **{n: getattr(reply, n) for n in reply.__struct_fields__}})
+    elif reply.status == "accepted":
+        click.echo(f"{name} was accepted by {shown(reply.worker)}; --wait shows what comes of it")
+    elif reply.error:
+        click.echo(f"swarm-worker: {name} {_ENDED[reply.status]} {shown(reply.worker)}: {shown(reply.error)}", err=True)
+    else:
+        title = f"{name}: {reply.status} by {shown(reply.worker)}"
+        table(title, ("what", "value"), flat(reply.result), empty=title)
+
+
 async def _follow(
-    settings: Settings, command: Command, wait: bool, as_json: bool, timeout: float, worker_id: str | None
-) -> Answer:
-    spinner = None if as_json or not sys.stderr.isatty() else Spinner(f"{command.command} ...", console=console())
+    settings: Settings, command: Command, words: dict[str, Answer], *, wait: bool, quiet: bool, timeout: float,
+    worker_id: str | None,
+) -> None:  # fmt: skip
+    """Put the newest word of each worker into `words`. With `wait` until all have ended, or `NoAnswer`."""
+    spinner = None if quiet or not sys.stderr.isatty() else Spinner(f"{command.command} ...", console=console())
     if spinner is not None:
         spinner.start()
     silence = asyncio.get_running_loop().call_later(_FIRST_ANSWER, lambda: click.echo(_SILENCE, err=True))
     try:
         async with control_client(settings) as client:
             patience = timeout if wait else _FIRST_ANSWER
-            async for reply in send(client, command, timeout=patience, worker_id=worker_id):
+            async for reply in send(client, command, timeout=patience, worker_id=worker_id, first_words=not wait):
                 silence.cancel()
-                if reply.final or not wait:
-                    return reply
+                words[reply.worker] = reply
                 if spinner is not None:
-                    spinner.update(f"{command.command}: accepted by {reply.worker}")
+                    spinner.update(f"{command.command}: {reply.status} by {shown(reply.worker)}")
     finally:
         silence.cancel()
         if spinner is not None:
             spinner.stop()
-    raise NoAnswer(f"nobody answered {command.command}; is a worker running, with this broker and scenario?")
 
 
 @click.command("train-now")

@@ -24,30 +24,33 @@ _TIMEOUT = 15.0
 def status(*, settings: Settings, worker_id: str | None, stored: bool, as_json: bool) -> None:
     """Show what is stored and going on, by scenario.
 
-    And what the next training waits for. Asks a worker; without one, --stored.
+    And what the next training waits for. Asks all workers (JSON: a line for each); without any, --stored.
     """
-    report = run_async(_stored(settings) if stored else _ask(settings, worker_id))
-    if as_json:
-        print_json(report)
-        return
-    _show(report)
+    reports = run_async(_stored(settings) if stored else _ask(settings, worker_id))
+    for number, report in enumerate(reports):
+        if as_json:
+            print_json(report)
+        else:
+            click.echo("\n" * bool(number), nl=False)
+            _show(report)
 
 
-async def _ask(settings: Settings, worker_id: str | None) -> dict[str, Any]:
+async def _ask(settings: Settings, worker_id: str | None) -> list[dict[str, Any]]:
+    reports = []
     try:
         async with control_client(settings) as client:
             command = make_command("status", Status(), None)
             async for reply in send(client, command, timeout=_TIMEOUT, worker_id=worker_id):
                 if reply.status == "done":
-                    return reply.result
-                if reply.final:
+                    reports.append(reply.result)
+                elif reply.final:
                     raise CommandFailed(f"{reply.worker} {reply.status} to tell its status: {reply.error}")
     except (BrokerUnreachable, NoAnswer, NoListener) as error:
         raise type(error)(f"{error}; `swarm-worker status --stored` asks the store instead") from error
-    raise NoAnswer("no worker answered; `swarm-worker status --stored` asks the store instead")
+    return reports
 
 
-async def _stored(settings: Settings) -> dict[str, Any]:
+async def _stored(settings: Settings) -> list[dict[str, Any]]:
     async with reading_store(settings) as store:
         scenarios = {}
         for name in await store.scenarios():
@@ -67,7 +70,7 @@ async def _stored(settings: Settings) -> dict[str, Any]:
                 "successes": await store.count_episodes(name, EpisodeFilter(outcome="success")),
                 "training_paused": state.paused,
             }
-    return {"ready": False, "problems": ["asked the store alone"], "scenarios": scenarios}
+    return [{"ready": False, "problems": ["asked the store alone"], "scenarios": scenarios}]
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from worker.broker.control_client import Answer, ControlClient
+from worker.broker.answers import Answer
+from worker.broker.control_client import ControlClient
 from worker.cli.commands import make_command, send
 from worker.cli.demo.processes import Child, DemoFailed
 from worker.cli.demo.reports import Report
