@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from worker.errors import DataRefused, NotFound
+from worker.store import ledger_rules
 from worker.store.port import Store, StoredCommand
 
 Reopen: TypeAlias = Callable[[Store], AbstractAsyncContextManager[Store]]
@@ -90,3 +91,23 @@ async def test_unfinished_commands_are_listed_in_the_order_they_came(store: Stor
         await store.accept_command(command(command_id, received_at_ms=NOW - ord(command_id)))
     await store.finish_command("a", status="failed", result={}, error="no", now_ms=NOW)
     assert [one.command_id for one in await store.unfinished_commands()] == ["z", "m"]
+
+
+async def test_ended_commands_make_way_once_they_are_old_and_many(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S7: a flood leaves no more than it may; what is unfinished, or could still come again, stays."""
+    monkeypatch.setattr(ledger_rules, "COMMANDS_KEPT", 3)
+    later = NOW + ledger_rules.COMMANDS_KEPT_MS + 1
+    for name in ("open", "old1", "old2", "young"):
+        await store.accept_command(command(name, received_at_ms=later if name == "young" else NOW))
+        if name != "open":
+            await store.finish_command(name, status="done", result={}, error=None, now_ms=NOW)
+    for name in ("n1", "n2"):
+        await store.accept_command(command(name, received_at_ms=later))
+    known = {
+        name
+        for name in ("open", "old1", "old2", "young", "n1", "n2")
+        if await store.accept_command(command(name, status="failed", received_at_ms=NOW)) is not None
+    }
+    assert known == {"open", "young", "n1", "n2"}

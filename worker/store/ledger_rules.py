@@ -7,6 +7,11 @@ from worker.store.port import Deployment, Model, Run, StoredCommand, TriggerStat
 
 ENDED = frozenset({"trained", "failed", "skipped"})
 
+#: Of commands that have ended, so many of the newest are kept, and all of this many milliseconds: twice what a command
+#: can live in a queue (15 min), so that whatever comes again is known. It bounds what a flood of commands leaves.
+COMMANDS_KEPT = 10_000
+COMMANDS_KEPT_MS = 30 * 60 * 1000
+
 
 def check_new_run(run: Run) -> None:
     """Only a queued run is created: the others are made of it by `start_run` and `finish_run`."""

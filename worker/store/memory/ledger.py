@@ -266,6 +266,10 @@ class Ledger(Role):
         if command.command_id in self._commands:
             return kept(self._commands[command.command_id])
         self._commands[command.command_id] = kept(command)
+        before_ms = command.received_at_ms - rules.COMMANDS_KEPT_MS
+        for old in list(self._commands.values())[: -rules.COMMANDS_KEPT]:
+            if old.status != "accepted" and old.received_at_ms < before_ms:
+                del self._commands[old.command_id]
         return None
 
     async def finish_command(

@@ -28,7 +28,10 @@ class CommandLedger(Protocol):
     """Commands by id."""
 
     async def accept_command(self, command: StoredCommand) -> StoredCommand | None:
-        """Store a new command and return None; return what is stored where its id was seen before."""
+        """Store a new command and return None; return what is stored where its id was seen before.
+
+        Of those that have ended, old ones make way: the newest 10,000 and all of half an hour stay.
+        """
         ...
 
     async def finish_command(

@@ -21,6 +21,8 @@ class CommandLedger(Role):
 
         def accept(connection: sqlite3.Connection) -> StoredCommand | None:
             if change(connection, "insert_command", **row) == 1:
+                before_ms = command.received_at_ms - rules.COMMANDS_KEPT_MS
+                change(connection, "drop_old_commands", kept=rules.COMMANDS_KEPT, before_ms=before_ms)
                 return None
             return _command(connection, command.command_id)
 

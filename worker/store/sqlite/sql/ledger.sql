@@ -203,5 +203,10 @@ SELECT * FROM command WHERE command_id = :command_id;
 UPDATE command SET status = :status, result = :result, error = :error, ended_at_ms = max(:now_ms, received_at_ms)
 WHERE command_id = :command_id AND status = 'accepted';
 
+-- drop_old_commands --
+-- One that has not ended stays, however old.
+DELETE FROM command
+WHERE seq <= (SELECT max(seq) FROM command) - :kept AND status <> 'accepted' AND received_at_ms < :before_ms;
+
 -- unfinished_commands --
 SELECT * FROM command WHERE status = 'accepted' ORDER BY seq;
