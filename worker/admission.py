@@ -1,4 +1,4 @@
-"""Which commands are obeyed here and now: signed, on their own road, not turned off, and not too many."""
+"""Which commands are obeyed here and now: an operator's, signed, on their own road, not turned off, not too many."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ class Admission:
         worker_id: str,
         scenarios: frozenset[str],
         keys: Mapping[str, bytes],
+        operators: frozenset[str] = frozenset(),
         disabled: frozenset[str] = frozenset(),
     ) -> None:
-        """`keys` by id: with any, unsigned commands are refused. `disabled` are commands that are never obeyed."""
+        """Refused are, with `keys` by id, the unsigned; with `operators`, other users of the broker; and `disabled`."""
         self._clock = clock
         self._worker_id = worker_id
         self._scenarios = scenarios
         self._keys = keys
+        self._operators = operators
         self._disabled = disabled
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._buckets: defaultdict[str, TokenBucket] = defaultdict(
@@ -44,12 +46,16 @@ class Admission:
         )
 
     @property
-    def signed_only(self) -> bool:
-        """Whether commands must be signed."""
-        return bool(self._keys)
+    def for_known_only(self) -> bool:
+        """Whether commands must be signed, or of certain users: then others get not even an answer."""
+        return bool(self._keys or self._operators)
 
     def check(self, command: Command, message: ControlMessage) -> Rejection | None:
         """Why nobody could want this command obeyed here: forged, stale, or meant for another place."""
+        # First, since it costs nothing. The broker refuses a user_id that is not the sender's.
+        if self._operators and message.user_id not in self._operators:
+            user = "without user_id" if message.user_id is None else f"of the user {message.user_id!r}"
+            return Rejection(Reason.UNAUTHENTICATED_OPERATOR, f"the command is {user}; SWARM_OPERATORS names who may")
         if self._keys:
             rejection = verify(
                 command,

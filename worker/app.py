@@ -50,6 +50,7 @@ from worker.outbox import OutboxRelay
 from worker.projector import Projector
 from worker.settings import Settings, load_settings
 from worker.sink.batcher import Limits
+from worker.sink.producers import Producers
 from worker.sink.quarantine_files import QuarantineFiles, quarantine_dir
 from worker.sink.quarantine_room import QuarantineKeeper
 from worker.sink.sink import Sink
@@ -170,10 +171,12 @@ class _Kit:
         relay = OutboxRelay(store, events, clock)
         files = QuarantineFiles(quarantine_dir(settings.data_dir), settings.quarantine_bytes)
         keeper = QuarantineKeeper(store, files, settings.quarantine_bytes)
+        producers = Producers(settings.producers, own_user=self.url.login) if settings.producers else None
         sink = Sink(
             store,
             clock,
             self.rules.__getitem__,
+            producers=producers,
             settle=_Settler(subscribers).settle,
             limits=Limits(messages=settings.batch_messages, bytes=settings.batch_bytes, age=settings.batch_age),
             # Made below, since it asks the sink whether it is busy.
@@ -262,6 +265,7 @@ class _Kit:
             projector=projector,
             intake=intake,
             rules_of=self.rules.__getitem__,
+            producers=producers,
             dead=DeadLetters(publish, RabbitPublisher(publish), clock),
             status=status.report,
             stop_and_drain=worker.stop_and_drain,
@@ -278,6 +282,7 @@ class _Kit:
                 worker_id=settings.worker_id,
                 scenarios=frozenset(scenarios),
                 keys=self.keys,
+                operators=frozenset(settings.operators),
                 disabled=frozenset(settings.disabled_commands),
             ),
         )

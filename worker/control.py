@@ -193,9 +193,7 @@ class Control:
             self._accepting = None
 
     async def _begin(self, command: Command, message: ControlMessage) -> None:
-        # Each worker has its own copy of a broadcast command, and its own answer.
-        broadcast = COMMANDS[command.command].road == "broadcast"
-        ledger_id = f"{command.command_id}@{self._worker_id}" if broadcast else command.command_id
+        ledger_id = self._ledger_id(command)
         try:
             known = await self._accept(command, ledger_id, message)
         except DataRefused as error:
@@ -312,9 +310,13 @@ class Control:
             ours = stored.scenario is None or stored.scenario in self._scenarios
             if isinstance(decoded, Rejection) or not ours:
                 continue
+            if COMMANDS[decoded.command].road == "broadcast" and stored.command_id != self._ledger_id(decoded):
+                continue  # another worker's own copy: obeyed here, a pause of that one would pause this one too
             # The row knows the scenario it was addressed to, where the body names none.
             command = replace(decoded, scenario=stored.scenario)
-            address = _Address(stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, None, {})
+            address = _Address(
+                stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, None, {}
+            )
             self._waiting[stored.command_id].append(address)
             if command.command in _REPEATABLE:
                 log.info("command_resumed", command=command.command, command_id=command.command_id)
@@ -324,6 +326,11 @@ class Control:
             else:
                 error = "interrupted by a restart; look at `swarm-worker models history` before asking again"
                 await self._finish(command, stored.command_id, "failed", {}, error)
+
+    def _ledger_id(self, command: Command) -> str:
+        """Each worker has its own copy of a broadcast command, and its own answer."""
+        broadcast = COMMANDS[command.command].road == "broadcast"
+        return f"{command.command_id}@{self._worker_id}" if broadcast else command.command_id
 
     async def _refuse(
         self, message: ControlMessage, command_id: str, rejection: Rejection, *, tell: bool = False

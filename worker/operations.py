@@ -16,6 +16,7 @@ from worker.intake import Intake
 from worker.models.applier import Applied, Applier, ApplyResult, ApplySkipped
 from worker.models.registry import Registry
 from worker.projector import Projector
+from worker.sink.producers import Producers
 from worker.sink.replay import replay_quarantine
 from worker.store.port import Run, Store
 from worker.training.endings import has_news
@@ -68,6 +69,7 @@ class Operations:
     projector: Projector
     intake: Intake
     rules_of: Callable[[str], Rules]
+    producers: Producers | None
     dead: DeadLetters
     status: Callable[[], Awaitable[dict[str, Any]]]
     stop_and_drain: Callable[[str], Awaitable[bool]]
@@ -163,7 +165,13 @@ class Operations:
             page = await self.store.quarantine_list(scenario, reason=args.reason, limit=args.limit, pending_only=True)
             chosen = [entry.entry_id for entry in page]
         counts = await replay_quarantine(
-            self.store, self.clock, self.rules_of, scenario=scenario, reason=args.reason, entry_ids=chosen
+            self.store,
+            self.clock,
+            self.rules_of,
+            scenario=scenario,
+            reason=args.reason,
+            entry_ids=chosen,
+            producers=self.producers,
         )
         self.projector.wake()
         return plain(counts)

@@ -29,9 +29,10 @@ from worker.episodes.rules import TERMINAL_ACTIONS
 from worker.errors import ConfigurationError
 from worker.hosts import is_loopback
 from worker.wire.commands import COMMANDS
-from worker.wire.names import SLUG
+from worker.wire.names import RESERVED_SCENARIO, SLUG
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_PRODUCER_PATTERN = re.compile(r"[A-Za-z0-9_*-]{1,64}")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -125,6 +126,14 @@ class Settings(BaseSettings):
     scenario_options: Annotated[dict[str, ScenarioOptions], NoDecode, BeforeValidator(_parse_object)] = Field(
         {}, description='JSON, per scenario: {"checkout": {"trigger": "count(20)"}}'
     )
+
+    # -- who may do what, as far as the broker vouches for its users
+    producers: Annotated[dict[str, tuple[str, ...]], NoDecode, BeforeValidator(_parse_object)] = Field(
+        {},
+        description="JSON, broker users and the producer ids that are theirs, * for any text: "
+        '{"node-checkout": ["checkout-*"]}; records of others are quarantined. Default: anybody publishes',
+    )
+    operators: CommaList = Field((), description="broker users whose commands are obeyed; default: anybody's")
 
     # -- ingest
     prefetch: int = Field(
@@ -224,6 +233,24 @@ class Settings(BaseSettings):
         for name in self.disabled_commands:
             if name not in COMMANDS:
                 raise ValueError(f"SWARM_DISABLED_COMMANDS: {name!r} is no command; choose from {', '.join(COMMANDS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_is_mistaken(self) -> Self:
+        if RESERVED_SCENARIO in self.scenarios:
+            raise ValueError(
+                f"SWARM_SCENARIOS: {RESERVED_SCENARIO!r} is reserved, since its routing keys would be those of other "
+                "scenarios' queues; choose another name"
+            )
+        for user, patterns in self.producers.items():
+            for pattern in patterns or ("",):
+                if not _PRODUCER_PATTERN.fullmatch(pattern):
+                    raise ValueError(
+                        f"SWARM_PRODUCERS, {user}: {pattern!r} is no producer id; use letters, digits, - and _, "
+                        "and * for any text"
+                    )
+        if "producers" in self.model_fields_set and not self.producers:
+            raise ValueError("SWARM_PRODUCERS: it names nobody; leave it unset to take records of anybody")
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,7 @@ class ReadyDelivery:
     content_type = "application/json"
     content_encoding = None
     user_id = None
+    routing_key = "S"
     redelivered = False
     delivery_count = 0
     stale = False

@@ -124,8 +124,13 @@ def test_our_own_certificate_is_read_at_the_start_and_its_faults_are_told(tmp_pa
     locked = tmp_path / "locked.pem"
     locked.write_bytes(_locked_key())
     assert parse_amqp_url("amqps://h/", cert_file=chain, key_file=key).tls is not None
-    for wrong in ({"cert_file": tmp_path / "none"}, {"cert_file": chain}, {"cert_file": chain, "key_file": foreign},
-                  {"cert_file": chain, "key_file": locked}):  # fmt: skip
+    mistakes: list[dict[str, Any]] = [
+        {"cert_file": tmp_path / "none"},
+        {"cert_file": chain},
+        {"cert_file": chain, "key_file": foreign},
+        {"cert_file": chain, "key_file": locked},
+    ]
+    for wrong in mistakes:
         with pytest.raises(ConfigurationError, match="SWARM_AMQP_CERT_FILE: cannot use the certificate in"):
             parse_amqp_url("amqps://h/", **wrong)
     with pytest.raises(ConfigurationError, match="set SWARM_AMQP_CERT_FILE"):

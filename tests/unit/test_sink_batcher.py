@@ -24,6 +24,7 @@ class FakeDelivery:
     content_type: str | None = None
     content_encoding: str | None = None
     user_id: str | None = None
+    routing_key: str = "S"
     redelivered: bool = False
     delivery_count: int = 0
     headers: dict[str, str] = field(default_factory=dict)

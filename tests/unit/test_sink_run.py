@@ -42,6 +42,7 @@ class FakeDelivery:
     content_type: str | None = None
     content_encoding: str | None = None
     user_id: str | None = None
+    routing_key: str = "S"
     redelivered: bool = False
     delivery_count: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -202,7 +203,7 @@ async def test_what_is_no_batch_goes_into_quarantine_with_what_a_replay_needs() 
     kept = bench.store.kept[0]
     assert isinstance(kept, IncomingReject)
     assert (kept.reason, kept.body) == (Reason.NOT_JSON, b"not json")
-    assert kept.headers == {"message_id": "m", "content_type": "application/json"}
+    assert kept.headers == {"message_id": "m", "content_type": "application/json", "routing_key": "S"}
     assert (bad.acks, good.acks, bench.sink.stats.quarantined) == (1, 1, {"not_json": 1})
 
 

@@ -56,6 +56,11 @@ class RabbitMessage:
         return self._message.header.properties.correlation_id
 
     @property
+    def user_id(self) -> str | None:
+        """The sender's user, where it said so; the broker refuses a wrong one."""
+        return self._message.header.properties.user_id
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """Headers and properties as text."""
         return as_text(self._message.header.properties)

@@ -191,7 +191,7 @@ class MemoryDelivery:
         self.message_id: str | None = held.message.message_id
         self.reply_to = held.message.reply_to
         self.correlation_id = held.message.correlation_id
-        self.user_id: str | None = None
+        self.user_id = held.message.user_id
         self.redelivered = held.deliveries > 1
         self.delivery_count = held.deliveries - 1
 

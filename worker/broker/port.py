@@ -29,7 +29,15 @@ class Delivery(Protocol):
         ...
 
     @property
-    def user_id(self) -> str | None: ...
+    def user_id(self) -> str | None:
+        """The publisher's user, where it said so; the broker refuses a wrong one."""
+        ...
+
+    @property
+    def routing_key(self) -> str:
+        """As it was published; a copy by the headers CC or BCC has that of the first."""
+        ...
+
     @property
     def redelivered(self) -> bool: ...
     @property
@@ -62,6 +70,7 @@ class OutgoingMessage(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str | list[str]] = {}
     correlation_id: str | None = None
     reply_to: str | None = None
+    user_id: str | None = None  # the broker refuses any but the connection's own
 
 
 class Publisher(Protocol):
@@ -70,7 +79,6 @@ class Publisher(Protocol):
     async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
         """Returns when the broker confirmed; raises `PublishFailed` (nacked, returned, timed out, no connection)."""
         ...
-    user_id: str | None = None  # the broker refuses any but the connection's own
 
 
 class ControlMessage(Protocol):
@@ -88,6 +96,8 @@ class ControlMessage(Protocol):
     def reply_to(self) -> str | None: ...
     @property
     def correlation_id(self) -> str | None: ...
+    @property
+    def user_id(self) -> str | None: ...
     @property
     def headers(self) -> Mapping[str, str]: ...
 

@@ -34,7 +34,7 @@ class SubscriberStats:
 class RabbitDelivery:
     """A delivery of RabbitMQ; see `port.Delivery`."""
 
-    __slots__ = ("_properties", "_size", "_subscriber", "body", "link", "redelivered", "scenario", "tag")
+    __slots__ = ("_properties", "_size", "_subscriber", "body", "link", "redelivered", "routing_key", "scenario", "tag")
 
     def __init__(self, subscriber: Subscriber, link: Link, message: DeliveredMessage) -> None:
         body = message.body
@@ -46,6 +46,7 @@ class RabbitDelivery:
         self.link = link
         self.tag: int = message.delivery_tag or 0
         self.scenario = subscriber.scenario
+        self.routing_key = message.routing_key or ""
         self.redelivered = bool(message.redelivered)
 
     @property

@@ -46,7 +46,13 @@ async def connect_publisher(
     try:
         sending = RabbitPublisher(session)
         publisher = RecordPublisher(
-            sending, scenario=scenario, producer_id=producer_id, state_dir=state_dir, limits=limits, clock=clock
+            sending,
+            scenario=scenario,
+            producer_id=producer_id,
+            state_dir=state_dir,
+            limits=limits,
+            clock=clock,
+            user_id=url.login,
         )
         await publisher.start()
         try:

@@ -89,12 +89,15 @@ class RecordPublisher:
         state_dir: Path,
         limits: PublisherLimits | None = None,
         clock: Clock | None = None,
+        user_id: str | None = None,
     ) -> None:
+        """`user_id` is the connection's user, which the broker vouches for; see SWARM_PRODUCERS."""
         for name, value in (("scenario", scenario), ("producer_id", producer_id)):
             if not is_slug(value):
                 raise ConfigurationError(f"{name}: {value!r} is no name; use letters, digits, - and _, at most 64")
         self.scenario = scenario
         self.producer_id = producer_id
+        self._user_id = user_id
         self.stats = RecordPublisherStats()
         self._publisher = publisher
         self._path = state_dir / f"{scenario}.{producer_id}.spool"
@@ -303,6 +306,7 @@ class RecordPublisher:
             routing_key=self.scenario,
             body=body,
             message_id=f"{self.producer_id}:{key.epoch}:{key.seq}",
+            user_id=self._user_id,
         )
         wait = _FIRST_WAIT
         while True:

@@ -9,7 +9,8 @@ import structlog
 from worker.broker.port import Delivery
 from worker.clock import Clock
 from worker.episodes.rules import Rules
-from worker.store.port import Incoming, IncomingBatch, IncomingReject
+from worker.sink.producers import Producers, Sender
+from worker.store.port import Incoming, IncomingBatch, IncomingReject, QuarantineEntry
 from worker.wire.codec import decode_batch
 from worker.wire.reasons import MAX_DETAIL, Reason, Rejection
 from worker.wire.records import ActionRecord, Batch
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 _REMEMBERED_NAMES = 10_000
 #: How a gzip member begins; JSON never does, so a kept body tells by itself whether it is compressed.
 GZIP_MAGIC = b"\x1f\x8b"
+_FOUND_BY_THE_STORE = frozenset({Reason.KEY_CONFLICT, Reason.RECORD_CONFLICT, Reason.STORE_REFUSED})
 
 
 class _TerminalNames(dict[str, bool]):
@@ -37,11 +39,15 @@ class _TerminalNames(dict[str, bool]):
 
 
 class Judge:
-    """Decodes and checks messages. `rules_of` gives a scenario's rules; it is asked once a scenario."""
+    """Decodes and checks messages. `rules_of` gives a scenario's rules; it is asked once a scenario.
 
-    def __init__(self, rules_of: Callable[[str], Rules], clock: Clock) -> None:
+    With `producers`, only what the broker's users may publish is taken; without, what anybody does.
+    """
+
+    def __init__(self, rules_of: Callable[[str], Rules], clock: Clock, producers: Producers | None = None) -> None:
         self._rules_of = rules_of
         self._clock = clock
+        self._producers = producers
         self._terminal: dict[str, _TerminalNames] = {}
 
     def delivery(self, delivery: Delivery) -> Incoming:
@@ -51,8 +57,17 @@ class Judge:
             delivery.body,
             content_type=delivery.content_type,
             content_encoding=delivery.content_encoding,
+            sender=None if self._producers is None else _sender(self._producers, delivery),
             headers=lambda: _kept_headers(delivery),
         )
+
+    def sender_of(self, entry: QuarantineEntry) -> Sender | None:
+        """Whom a replay of this entry must check again; None where that is nobody."""
+        # What failed only at the store had passed that check when it came, and was kept without headers.
+        if self._producers is None or entry.reason in _FOUND_BY_THE_STORE:
+            return None
+        headers = entry.headers
+        return self._producers.sender(headers.get("user_id"), headers.get("routing_key"), headers)
 
     def deadly(self, delivery: Delivery, end: str) -> Incoming:
         """What comes of a message whose decoding ended the process that tried it."""
@@ -72,12 +87,16 @@ class Judge:
         *,
         content_type: str | None,
         content_encoding: str | None,
+        sender: Sender | None = None,
         headers: Callable[[], Mapping[str, str]] = dict,
     ) -> Incoming:
-        """What comes of these bytes; `headers` is asked only where they are rejected."""
+        """What comes of these bytes; `headers` is asked only where they are rejected. No `sender`: unchecked."""
         now_ms = self._clock.now_ms()
         try:
-            found = decode_batch(body, scenario=scenario, content_type=content_type, content_encoding=content_encoding)
+            found = self._refuse_sender(sender, scenario) or self._refuse_producer(
+                sender,
+                decode_batch(body, scenario=scenario, content_type=content_type, content_encoding=content_encoding),
+            )
             if isinstance(found, Rejection):
                 return IncomingReject(
                     scenario=scenario,
@@ -102,7 +121,16 @@ class Judge:
                 detail=f"judging it raised {type(error).__name__}: {error}"[:MAX_DETAIL],
                 body=body,
                 received_at_ms=now_ms,
+                headers={} if sender is None else sender.as_headers(),
             )
+
+    def _refuse_sender(self, sender: Sender | None, scenario: str) -> Rejection | None:
+        return None if sender is None or self._producers is None else self._producers.refuse_sender(sender, scenario)
+
+    def _refuse_producer(self, sender: Sender | None, found: Batch | Rejection) -> Batch | Rejection:
+        if sender is None or self._producers is None or isinstance(found, Rejection):
+            return found
+        return self._producers.refuse_producer(sender, found.identity.producer_id) or found
 
     def _terminal_tasks(self, scenario: str, batch: Batch) -> frozenset[str]:
         ends = self._terminal.get(scenario)
@@ -121,9 +149,17 @@ def decoded_size(incoming: Incoming) -> int:
     return len(body)
 
 
+def _sender(producers: Producers, delivery: Delivery) -> Sender:
+    return producers.sender(delivery.user_id, delivery.routing_key, delivery.headers)
+
+
 def _kept_headers(delivery: Delivery) -> dict[str, str]:
-    """The delivery's headers with the two properties that a replay needs to read the body again."""
-    kept = dict(delivery.headers)
+    """The delivery's headers, with what a replay needs to read the body and to check its sender again."""
+    # A header of the sender's own may be called like what only the broker can say.
+    kept = {name: value for name, value in delivery.headers.items() if name != "user_id"}
+    kept["routing_key"] = delivery.routing_key
+    if delivery.user_id is not None:
+        kept["user_id"] = delivery.user_id
     if delivery.content_type is not None:
         kept["content_type"] = delivery.content_type
     if delivery.content_encoding is not None:

@@ -16,6 +16,7 @@ from worker.clock import Clock
 from worker.episodes.rules import Rules
 from worker.errors import DataRefused
 from worker.sink.judge import GZIP_MAGIC, Judge
+from worker.sink.producers import Producers
 from worker.sink.trial import NoTrial, Trial
 from worker.store.port import Duplicate, IncomingReject, Quarantined, QuarantineEntry, RecordLog, Stored
 from worker.wire.reasons import Reason
@@ -50,6 +51,7 @@ async def replay_quarantine(
     reason: str | None = None,
     entry_ids: Sequence[int] | None = None,
     trial: Trial | None = None,
+    producers: Producers | None = None,
 ) -> ReplayCounts:
     """Send quarantine entries that were not replayed yet through the same checks as a delivery.
 
@@ -57,7 +59,7 @@ async def replay_quarantine(
     it is, with its count of replays up by one. Raises `StoreUnavailable`; what was done until then is done, and the
     same call may be made again.
     """
-    replay = _Replay(store, clock, Judge(rules_of, clock), trial or Trial(), ReplayCounts())
+    replay = _Replay(store, clock, Judge(rules_of, clock, producers), trial or Trial(), ReplayCounts())
     try:
         async for entry in _entries(store, scenario, reason, entry_ids):
             await replay.one(entry)
@@ -134,7 +136,11 @@ class _Replay:
         if entry.reason == Reason.CRASHED_DECODER and await self._is_deadly(entry, content_type, content_encoding):
             return Quarantined(Reason.CRASHED_DECODER)
         incoming = self.judge.message(
-            entry.scenario, entry.body, content_type=content_type, content_encoding=content_encoding
+            entry.scenario,
+            entry.body,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            sender=self.judge.sender_of(entry),
         )
         if isinstance(incoming, IncomingReject):
             return Quarantined(incoming.reason)

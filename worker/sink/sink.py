@@ -20,6 +20,7 @@ from worker.clock import Clock
 from worker.episodes.rules import Rules
 from worker.sink.batcher import Batcher, Item, Limits
 from worker.sink.judge import Judge
+from worker.sink.producers import Producers
 from worker.sink.stats import SinkStats
 from worker.sink.trial import NoTrial, Trial
 from worker.sink.writer import GroupWriter, Hold, room_enough
@@ -59,11 +60,12 @@ class Sink:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         trial: Trial | None = None,
         make_room: Callable[[], Awaitable[None]] = room_enough,
+        producers: Producers | None = None,
     ) -> None:
         self.stats = SinkStats()
         self._clock = clock
         self._limits = limits or Limits()
-        self._judge = Judge(rules_of, clock)
+        self._judge = Judge(rules_of, clock, producers)
         self._trial = trial or Trial()
         self._writer = GroupWriter(
             store,

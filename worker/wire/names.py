@@ -10,6 +10,9 @@ DEAD_EXCHANGE = "swarm.dead"
 LEARNING_EXCHANGE = "swarm.learning"
 CONTROL_EXCHANGE = "swarm.control"
 
+#: `swarm.#` of a scenario of this name would match `swarm.records.<S>`, the key that leads to the queue of <S>.
+RESERVED_SCENARIO = RECORDS_EXCHANGE.partition(".")[0]
+
 #: Scenario, producer and worker names. Always used with `fullmatch`: `$` would let a trailing newline through.
 SLUG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
 

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     WRONG_ROUTE = "wrong_route", "the command came with a routing key of another command or scenario"
     EXPIRED = "expired", "the command's time is over"
     BAD_TIMES = "bad_times", "a signed command is issued in the future, never expires or lives too long"
+    UNAUTHENTICATED_OPERATOR = "unauthenticated_operator", "the AMQP user may not command this worker"
     UNSIGNED = "unsigned", "a control key is set and the command carries no signature"
     BAD_SIGNATURE = "bad_signature", "the signature does not fit the message, or its key is unknown"
     DISABLED = "disabled", "the command is turned off on this worker"
