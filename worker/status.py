@@ -24,7 +24,6 @@ from worker.store.watch import WriteWatch
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 
-
 #: Damaged rows that are told one by one.
 _DAMAGE_SHOWN = 5
 

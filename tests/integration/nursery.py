@@ -58,7 +58,7 @@ class Nursery:
 
     async def launch(self, environment: dict[str, str], directory: Path, log: Path) -> Forked:
         """A worker's `run`, with this environment, in this directory."""
-        log.touch()  # it is looked into as soon as this returns
+        log.touch()  # noqa: ASYNC240 - it is looked into as soon as this returns
         files = self._directory / str(next(self._numbers))
         request = {"environment": environment, "directory": str(directory), "log": str(log), "files": str(files)}
         assert self._server.stdin is not None

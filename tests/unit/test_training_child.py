@@ -269,3 +269,12 @@ async def test_nothing_to_learn_is_a_finished_run_without_a_model(tmp_path: Path
     assert isinstance(end, Finished), end
     assert end.model is None
     assert end.result.reason
+
+
+def test_the_training_process_loads_neither_store_nor_logs() -> None:
+    """They were two thirds of its start, and it needs none of them."""
+    program = (
+        "import sys, worker.training.analysis; print([n for n in ('worker.store', 'structlog') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"

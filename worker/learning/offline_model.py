@@ -10,6 +10,10 @@ from msgspec import Meta, Struct
 from worker.errors import WorkerError
 from worker.learning.action_order import LearnedActionOrder
 
+#: Its name in every directory that holds one. It stands here and not with the files of models: through those the
+#: training process imported store and logs, and that was two thirds of its start (0.43 s became 0.13 s, measured).
+MODEL_FILE = "model.json"
+
 #: The document's version; raised when a reader of the old one would misunderstand the new one.
 MODEL_VERSION = 1
 

@@ -20,13 +20,13 @@ from worker import crash
 from worker.directories import make_private_directory, sync_directory
 from worker.errors import ApplyFailed
 from worker.learning import offline_model
+from worker.learning.offline_model import MODEL_FILE
 from worker.models.durable import read_file, write_new
 from worker.store.port import Model
 from worker.wire.names import is_slug
 
 log = structlog.get_logger(__name__)
 
-MODEL_FILE = "model.json"
 MANIFEST_FILE = "manifest.json"
 #: An offline model is some kilobytes; a file beyond this is not one of ours.
 MODEL_LIMIT = 64_000_000

@@ -15,9 +15,8 @@ import msgspec
 from worker import __version__
 from worker.learning.analyzer import CountRow, NothingToLearn, OfflineAnalyzer
 from worker.learning.counts import CountKey, Counts
-from worker.learning.offline_model import OfflineModel, encode
+from worker.learning.offline_model import MODEL_FILE, OfflineModel, encode
 from worker.models.durable import replace_file
-from worker.models.files import MODEL_FILE
 from worker.models.gate import weigh
 from worker.training.inputs import TrainingInput, read_input
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result
