@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
+from tests.faults.store_trouble import locked_by_another
 from tests.integration.foreign_node import body, depth, ears_at, episode, line, node_at
-from tests.integration.worker_process import NewWorker, WorkerProcess, until
+from tests.integration.worker_process import NewWorker, until
 
 pytestmark = pytest.mark.rabbitmq
-
-_LOCKER = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("BEGIN EXCLUSIVE")
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def locked_by_another(worker: WorkerProcess) -> Iterator[None]:
-    """Another process holds the store's write lock."""
-    command = [sys.executable, "-c", _LOCKER, str(worker.data_dir / "swarm.db")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as locker:
-        assert locker.stdin is not None
-        assert locker.stdout is not None
-        assert locker.stdout.readline() == b"locked\n"
-        yield
-        locker.stdin.close()
-        assert locker.wait(timeout=10) == 0
 
 
 async def test_a_locked_store_loses_nothing_and_the_worker_resumes_by_itself(

@@ -68,7 +68,9 @@ async def test_a_lock_that_is_a_link_is_refused(path: Path, tmp_path: Path) -> N
 async def test_only_its_user_may_read_the_store(store: SqliteStore, path: Path) -> None:
     await put(store, 1)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
-    assert modes == dict.fromkeys(("swarm.db", "swarm.db-wal", "swarm.db-shm", "swarm.db.lock"), 0o600)
+    assert modes == dict.fromkeys(
+        ("swarm.db", "swarm.db-wal", "swarm.db-shm", "swarm.db.lock", "swarm.db.reserve"), 0o600
+    )
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 

@@ -17,10 +17,11 @@ from worker.clock import Clock
 from worker.errors import ConfigurationError, StoreCorrupt, StoreUnavailable
 from worker.store.sqlite.connection import connect_reader, connect_writer, create_file, quick_check
 from worker.store.sqlite.damage import DamageBook
-from worker.store.sqlite.errors import translate
+from worker.store.sqlite.errors import is_full, translate
 from worker.store.sqlite.identity import FileIdentity
 from worker.store.sqlite.lock import StoreLock
 from worker.store.sqlite.migrate import migrate, refuse_foreign, refuse_other_version, schema_version
+from worker.store.sqlite.reserve import Reserve
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,7 @@ class Database:
         self.damage = DamageBook()
         self._lock = StoreLock(path)
         self._identity = FileIdentity(path)
+        self._reserve = Reserve(path)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer: sqlite3.Connection | None = None
@@ -69,12 +71,15 @@ class Database:
         self._open = False
         await asyncio.to_thread(self._close)
 
-    async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function` in one transaction. `StoreUnavailable`, `DataRefused`, `StoreCorrupt`: nothing was written."""
+    async def write(self, function: Callable[[sqlite3.Connection], T], *, bulk: bool = False) -> T:
+        """Run `function` in one transaction. `StoreUnavailable`, `DataRefused`, `StoreCorrupt`: nothing was written.
+
+        What comes in `bulk` leaves the last room on the disk to what is small; see `Reserve`.
+        """
         if self.read_only:
             raise ConfigurationError(f"the store {self.path} was opened read-only; send the worker a command instead")
         self._require_open()
-        return await asyncio.get_running_loop().run_in_executor(self._writing, self._in_transaction, function)
+        return await asyncio.get_running_loop().run_in_executor(self._writing, self._in_transaction, function, bulk)
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on a reader's connection. It sees what was committed when its first statement began."""
@@ -100,6 +105,7 @@ class Database:
                 migrated = migrate(connection)
                 self.damage.load(connection)
                 self._identity.connected()
+                self._reserve.make()
         except BaseException:
             self._close_writer()
             self._lock.release()
@@ -117,9 +123,11 @@ class Database:
             cure = "restore a backup (`swarm-worker backup` makes them)"
             raise StoreCorrupt(f"the store {self.path} is damaged ({found}); {cure}")
 
-    def _in_transaction(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    def _in_transaction(self, function: Callable[[sqlite3.Connection], T], bulk: bool) -> T:  # noqa: FBT001
         with self._translated():
             self._identity.require()
+            if bulk:
+                self._reserve.require()
             if self._writer is None:
                 self._writer = connect_writer(self.path)
                 self._identity.connected()
@@ -129,8 +137,10 @@ class Database:
             try:
                 result = function(connection)
                 connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 self._roll_back(connection)
+                if is_full(error):
+                    self._reserve.give_up()
                 raise
         return result
 
@@ -194,6 +204,9 @@ class Database:
         self._reading.shutdown(wait=True)
         while not self._readers.empty():
             self._readers.get_nowait().close()
+        if not self.read_only:
+            # Before the log is merged into the file, which may need the room.
+            self._reserve.release()
         self._close_writer()
         self._lock.release()
 

@@ -23,6 +23,11 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT
 _REFUSED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether there was no room on the disk."""
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
 def translate(error: Exception, path: object) -> StoreError | None:
     """The port's error for one of SQLite's or of its binding of values; None where it is a fault of our own code."""
     if isinstance(error, OverflowError | UnicodeEncodeError):

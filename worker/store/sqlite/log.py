@@ -34,7 +34,9 @@ class RecordLog(Role):
 
     async def ingest(self, group: Sequence[Incoming]) -> list[Verdict]:
         """Store a group in one transaction."""
-        verdicts = await self._database.write(lambda connection: GroupIngest(connection, self._numbers, group).run())
+        verdicts = await self._database.write(
+            lambda connection: GroupIngest(connection, self._numbers, group).run(), bulk=True
+        )
         crash.point("post_commit")
         return verdicts
 

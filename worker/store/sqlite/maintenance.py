@@ -30,7 +30,8 @@ class Maintenance(Role):
     async def probe(self) -> None:
         """Change one row and commit: what fails here fails for records too."""
         await self._database.write(
-            lambda connection: connection.execute("UPDATE probe SET at_ms = at_ms + 1 WHERE probe_no = 1") and None
+            lambda connection: connection.execute("UPDATE probe SET at_ms = at_ms + 1 WHERE probe_no = 1") and None,
+            bulk=True,
         )
 
     async def backup(self, target: Path) -> None:

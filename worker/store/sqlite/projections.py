@@ -51,7 +51,7 @@ class Projections(Role):
             for scenario, mine in by_scenario.items():
                 _Projecting(connection, scenario_number(connection, scenario)).run(mine)
 
-        await self._database.write(write)
+        await self._database.write(write, bulk=True)
 
     async def rebuild(self, scenario: str, *, under: str | None = None) -> None:
         """Drop every projection of the scenario; all of its log is pending again."""
