@@ -319,6 +319,7 @@ class _Kit:
             config=TrainingConfig(
                 max_sessions=settings.max_sessions,
                 holdout=settings.holdout,
+                producer_share=settings.producer_share,
                 gate=GateConfig(strategy=settings.gate_strategy, threshold=settings.gate_threshold),
             ),
             runs_dir=settings.data_dir / "runs",

@@ -68,7 +68,7 @@ def apply_mode_of(settings: Settings, scenario: str) -> Literal["manual", "auto"
 
 
 def outcome_model(models: Sequence[LearnModel]) -> str:
-    """Whose episodes' outcomes count for quality and drift: the first learn model."""
+    """Whose episodes triggers count, and whose outcomes quality and drift go by: the first learn model."""
     return models[0].name if models else ""
 
 

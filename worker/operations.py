@@ -148,7 +148,7 @@ class Operations:
             "would_train": has_news(state, facts),
             "window": [(state.trained_upto or 0) + 1, facts.last_batch_no],
             "new_episodes": max(0, facts.episodes - state.trained_episodes),
-            "new_sessions": max(0, facts.sessions - state.trained_sessions),
+            "new_sessions": max(0, facts.counted_sessions - state.trained_sessions),
         }
 
     async def _apply(self, scenario: str, args: Apply, by: str) -> dict[str, Any]:

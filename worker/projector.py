@@ -32,7 +32,7 @@ from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask
 log = structlog.get_logger(__name__)
 
 #: Part of every rules digest: grows when cutting, judging or counting changes, so that stores are projected anew.
-PROJECTION_VERSION = 1
+PROJECTION_VERSION = 2
 _EXPORT_FIELDS = frozenset({"system_prompt", "available_actions", "rules"})
 #: Actions read in one round, alone and beside busy ingest. A round holds the interpreter for about 10 us an action.
 ROUND_ACTIONS = 4_000
@@ -316,7 +316,13 @@ def _guarded(count: Callable[[], BucketedCounts], faults: list[Fault]) -> Bucket
 
 
 def _session_counts(item: PendingSession, rules: Rules) -> BucketedCounts:
-    return session_counts(item.record, item.received_at_ms, scenario=item.scenario, holdout_share=rules.holdout)
+    return session_counts(
+        item.record,
+        item.received_at_ms,
+        scenario=item.scenario,
+        holdout_share=rules.holdout,
+        producer=item.producer,
+    )
 
 
 def _scenario_of(item: Pending) -> str:

@@ -149,7 +149,9 @@ class Settings(BaseSettings):
     )
 
     # -- episodes
-    learn_models: CommaList = Field(LEARN_MODELS, description="learn models to run")
+    learn_models: CommaList = Field(
+        LEARN_MODELS, description="learn models to run; triggers count the episodes of the first"
+    )
     idle_timeout: PositiveDuration = Field(900.0, description="a task without records this long is closed")
     terminal_actions: CommaList = Field(
         tuple(sorted(TERMINAL_ACTIONS)), description="actions that end a sequence, in any case"
@@ -160,11 +162,19 @@ class Settings(BaseSettings):
     check_interval: PositiveDuration = Field(10.0, description="how often triggers are evaluated")
     trigger: str = Field(
         "count(100) or every(1h)",
-        description="when to train: count(N), every(1h), quality(0.6), drift, manual, never, always, and, or, ( )",
+        description="when to train: count(N), N new episodes of the first learn model; every(1h), "
+        "quality(0.6), drift, manual, never, always, and, or, ( )",
     )
     processor_mode: str = Field("offline", description="what to train; lora and full are not there yet")
     max_sessions: int = Field(20, ge=1, description="newest sessions an analysis reads")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of episodes held out for the gate")
+    producer_share: float = Field(
+        0.33,
+        gt=0,
+        le=1,
+        description="most that one producer brings of the episodes a training learns from, "
+        "1: no limit; with n producers never less than 1/n, and 100 episodes always",
+    )
     gate_strategy: Literal["no_regression", "improvement", "absolute"] = Field(
         "no_regression", description="what a model must reach on sessions held out"
     )

@@ -156,6 +156,7 @@ class StatusReporter:
         facts = await self.store.facts(name)
         state = await self.store.trigger_state(name)
         aliases = await self.store.aliases(name)
+        newest = await self.store.models(name, limit=1)
         current = self.runs.current(name)
         return {
             # The original's DaemonStats.
@@ -175,6 +176,8 @@ class StatusReporter:
             "open_tasks": facts.open_tasks,
             "last_record_at_ms": facts.last_record_at_ms,
             "aliases": aliases,
+            # Of the newest model: who brought more than SWARM_PRODUCER_SHARE, and the weight (0-1) it was learnt with.
+            "capped_producers": newest[0].lineage["counts"].get("capped", {}) if newest else {},
             "training_running": int(current is not None),
             "training_failures": state.failures,
             "trigger_errors": state.trigger_errors,

@@ -119,7 +119,7 @@ async def test_what_was_projected_is_pending_no_more(store: Store, reopen: Reope
 async def test_pending_sessions_and_graphs_carry_record_and_place(store: Store) -> None:
     await store.ingest([incoming(action(0), stats(), graph(), seq=1, at_ms=NOW + 4)])
     assert await ready(store) == [
-        PendingSession(scenario="S", batch_no=1, received_at_ms=NOW + 4, record=stats()),
+        PendingSession(scenario="S", batch_no=1, received_at_ms=NOW + 4, record=stats(), producer="node-1"),
         PendingGraph(scenario="S", batch_no=1, index=2, received_at_ms=NOW + 4, record=graph()),
     ]
 

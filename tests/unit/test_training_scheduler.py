@@ -52,13 +52,13 @@ async def test_nothing_fires_without_data_not_even_always(tmp_path: Path) -> Non
 
 
 async def test_a_count_fires_once_with_its_figures_and_not_again_while_the_run_waits(tmp_path: Path) -> None:
-    """Who fired and why is in the run's record."""
+    """Who fired and why is in the run's record. Two learn models cut each task: the first one's episodes count."""
     async with opened(tmp_path) as store:
         world = worker_over(store, tmp_path)
         timer = scheduler(world, "count(20) or every(1h)")
         await world.feed(2)
         assert not await timer.check("S")
-        assert (await timer.waiting_for("S")).startswith(f"{(await store.facts('S')).episodes} of 20 new episodes; or ")
+        assert (await timer.waiting_for("S")).startswith("2 of 20 new episodes; or ")
         await world.feed(20)
         assert await timer.check("S")
         assert not await timer.check("S")
@@ -149,17 +149,18 @@ def test_backoff_doubles_to_an_hour() -> None:
 def test_endings_move_only_what_they_should() -> None:
     """Success moves the watermark, failure the wait, a skip neither; nobody touches `paused` or the errors."""
     state = TriggerState(scenario="S", trained_upto=3, trained_episodes=10, failures=2, paused=True, trigger_errors=4)
-    facts = FrozenFacts(last_batch_no=9, records=1, episodes=50, sessions=6)
+    facts = FrozenFacts(last_batch_no=9, records=1, episodes=50, episodes_by_model={"m": 30}, sessions=6)
     good = after_success(state, facts=facts, now_ms=1000, cooldown=2)
     assert (good.trained_upto, good.trained_episodes, good.trained_sessions) == (9, 50, 6)
+    assert good.trained_by_model == {"m": 30}
     assert (good.failures, good.not_before_ms, good.last_success_at_ms) == (0, 3000, 1000)
     bad = after_failure(state, now_ms=1000, first_backoff=30)
     assert (bad.trained_upto, bad.failures, bad.not_before_ms, bad.last_success_at_ms) == (3, 3, 121_000, None)
     skipped = after_skip(state, now_ms=1000, cooldown=30)
     assert (skipped.trained_upto, skipped.failures, skipped.not_before_ms) == (3, 2, 31_000)
     assert all((one.paused, one.trigger_errors) == (True, 4) for one in (good, bad, skipped))
-    assert not has_news(good, ScenarioFacts(scenario="S", episodes=50, sessions=6))
-    assert has_news(good, ScenarioFacts(scenario="S", episodes=50, sessions=7))
+    assert not has_news(good, ScenarioFacts(scenario="S", episodes=50, sessions=7, counted_sessions=6))
+    assert has_news(good, ScenarioFacts(scenario="S", episodes=50, sessions=7, counted_sessions=7))
     assert not has_news(good, ScenarioFacts(scenario="S", episodes=3))  # while a rebuild goes on
 
 

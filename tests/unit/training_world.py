@@ -73,7 +73,7 @@ def given_input(*, run_id: str, scenario: str = "S", empty: bool = False, succes
         holdout=rows,
         champion=None,
         config=CONFIG,
-        facts=FrozenFacts(last_batch_no=9, records=100, episodes=50, sessions=0),
+        facts=FrozenFacts(last_batch_no=9, records=100, episodes=50, episodes_by_model={}, sessions=0),
         held_out_sessions=0,
     )
 

@@ -7,7 +7,17 @@ from typing import Any
 import click
 
 from worker.cli.commands import control_client, make_command, send
-from worker.cli.common import PLACES, json_option, print_json, reading_store, run_async, settings_options, table, when
+from worker.cli.common import (
+    PLACES,
+    json_option,
+    percent,
+    print_json,
+    reading_store,
+    run_async,
+    settings_options,
+    table,
+    when,
+)
 from worker.errors import BrokerUnreachable, CommandFailed, NoAnswer, NoListener
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
@@ -102,5 +112,10 @@ def _show(report: dict[str, Any]) -> None:
                 click.echo(f"  consumer: {s['consumer']}")
             click.echo(f"  trigger: {s['trigger']}")
             click.echo(f"  next training: {s['waiting_for']}")
+            for producer, weight in (s.get("capped_producers") or {}).items():
+                click.echo(
+                    f"  producer {producer} brought more than its share (SWARM_PRODUCER_SHARE): "
+                    f"the newest model counts its records {percent(weight)}"
+                )
             if s.get("last_trigger_error"):
                 click.echo(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")

@@ -41,6 +41,8 @@ class Cut(Struct, kw_only=True, gc=False):
     mean_kpi: float | None
     session_id: str | None
     group_id: str | None
+    #: Who sent the last action, and with it says how the sequence ended.
+    producer: str
     #: Unix ms of the last action: its own timestamp where sent, else when its batch came in.
     ended_at_ms: int
     holdout: bool
@@ -196,6 +198,7 @@ def _close(
         mean_kpi=mean_kpi(steps),
         session_id=session_id,
         group_id=_group_id(run, view.session),
+        producer=last.producer,
         ended_at_ms=last.received_at_ms if stamp is None else stamp,
         holdout=out,
     )

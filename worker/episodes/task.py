@@ -6,6 +6,9 @@ from msgspec import Struct
 
 from worker.wire.records import ActionRecord, LearnStatsRecord
 
+#: The producer of what was sent without a `producer_id`; no producer can be called so.
+UNNAMED = "-"
+
 
 class PlacedAction(Struct, frozen=True, gc=False):
     """An action with what orders it independently of arrival: its producer's place for it."""
@@ -14,6 +17,7 @@ class PlacedAction(Struct, frozen=True, gc=False):
     batch_no: int
     received_at_ms: int
     place: tuple[str, int, int, int]  # producer_id or batch_id, epoch, batch_seq, index in the batch
+    producer: str = UNNAMED
 
 
 class TaskView(Struct, kw_only=True):

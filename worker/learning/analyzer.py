@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from statistics import fmean, median
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from worker.learning.action_order import OrderChoice, PlacedGraph, choose_order
-from worker.learning.counts import CountKey, Counts, Source
+from worker.learning.bounds import LEFT_OUT
+from worker.learning.counts import CountKey, CountRow, Counts
 from worker.learning.evidence import best_source, snapshot_of_counts
 from worker.learning.merging import merge_snapshots
 from worker.learning.model_rows import action_rows, transition_rows
@@ -42,9 +43,6 @@ _TRIGRAM_SUPPORT = 3
 #: A strategy may become the initial one from this many episodes on.
 _STRATEGY_EPISODES = 2
 
-#: One count as it travels into the child process: source, measure, names, number.
-CountRow: TypeAlias = tuple[Source, str, tuple[str, ...], int]
-
 
 class EndedSession(Struct, frozen=True, kw_only=True):
     """A session's learn stats, and when they came in (Unix ms)."""
@@ -56,7 +54,8 @@ class EndedSession(Struct, frozen=True, kw_only=True):
 class AnalysisInput(Struct, frozen=True, kw_only=True):
     """All that an analysis may look at, in a form that is JSON as it stands (`msgspec.json`).
 
-    `counts` and `sessions` are without what was held out for the gate; `sessions` are the newest `max_sessions`,
+    `counts` and `sessions` are without what was held out for the gate; `counts` without names are the rest of a family
+    that has more names than one training takes (`worker.learning.bounds`); `sessions` are the newest `max_sessions`,
     `graphs` the newest dependency-graph records, both in any order. `updated_at_ms` is the time up to which the
     evidence goes, not the time of the run, so that the same evidence gives the same model.
     """
@@ -95,6 +94,7 @@ class OfflineAnalyzer:
         self._sessions = [snapshot_of_session(one.record, one.received_at_ms, given.scenario) for one in sessions]
         merged = merge_snapshots(self._sessions)
         counts: Counts = Counter({CountKey(source, what, names): n for source, what, names, n in given.counts})
+        self._counts = counts
         self._source: Literal["log", "stats"] = "log" if best_source(counts) == "log" else "stats"
         self.evidence: LearningSnapshot = (
             snapshot_of_counts(counts, "log", scenario=given.scenario, created_at=given.updated_at_ms)
@@ -121,7 +121,10 @@ class OfflineAnalyzer:
             return replace(base, action_order=choice.order, window=given.window, updated_at_ms=given.updated_at_ms)
         actions, omitted_actions = action_rows(evidence)
         transitions, omitted_transitions = transition_rows(evidence)
-        omitted = {"actions": omitted_actions, "transitions": omitted_transitions}
+        omitted = {
+            "actions": omitted_actions + self._rest(f"action.{LEFT_OUT}"),
+            "transitions": omitted_transitions + self._rest(f"start.{LEFT_OUT}") + self._rest(f"transition.{LEFT_OUT}"),
+        }
         return OfflineModel(
             scenario=given.scenario,
             parameters=self.analyze_parameters(),
@@ -142,11 +145,13 @@ class OfflineAnalyzer:
         """Step 1: explore less where actions succeed, weigh what was learnt by how much of it there is."""
         contextual = self.evidence.contextual_stats.values()
         transitions = self.evidence.episode_transitions
-        visits = sum(stats.visits for stats in contextual)
+        visits = sum(stats.visits for stats in contextual) + self._rest("contextual.visits")
         episodes = transitions.success_episodes + transitions.failure_episodes
         ucb1_c = _C_MIDDLE
         if visits or episodes:
-            successes = sum(stats.successes for stats in contextual) if visits else transitions.success_episodes
+            successes = transitions.success_episodes
+            if visits:
+                successes = sum(stats.successes for stats in contextual) + self._rest("contextual.successes")
             p = successes / (visits or episodes)
             ucb1_c = _C_GOOD if p > _GOOD else _C_BAD if p < _BAD else _C_MIDDLE
         trigrams = sum(seen.seen >= _TRIGRAM_SUPPORT for seen in self.evidence.ngram_stats.trigrams.values())
@@ -155,6 +160,10 @@ class OfflineAnalyzer:
             learning_weight=_grown(_LEARNING_WEIGHT, transitions.success_episodes),
             ngram_weight=_grown(_NGRAM_WEIGHT, trigrams),
         )
+
+    def _rest(self, measure: str) -> int:
+        """What was counted under no names: of those that are not here one by one."""
+        return self._counts[CountKey("log", measure, ())] if self._source == "log" else 0
 
     def extract_paths(self) -> list[RecommendedPath]:
         """Step 2."""

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from worker.episodes.cut import cut, holdout, holdout_key
 from worker.episodes.rules import Rules
-from worker.episodes.task import TaskView
+from worker.episodes.task import UNNAMED, TaskView
 from worker.learning.counts import BucketedCounts, CountBucket, CountKey, Counts
 from worker.learning.tally import Tally, bounded, countable, kind_of
 from worker.wire.records import LearnStatsRecord
@@ -33,16 +33,21 @@ _Names = TypeVar("_Names", bound=tuple[str, ...])
 
 
 def task_counts(view: TaskView, rules: Rules) -> BucketedCounts:
-    """The counts of a task's closed sequences, by the UTC day on which each ended and by holdout."""
+    """The counts of a task's closed sequences, by the UTC day on which each ended, by holdout and by producer."""
     tallies: dict[CountBucket, Tally] = {}
     for sequence in cut(view, rules):
-        bucket = CountBucket(sequence.ended_at_ms // DAY_MS, sequence.holdout)
+        bucket = CountBucket(sequence.ended_at_ms // DAY_MS, sequence.holdout, sequence.producer)
         tallies.setdefault(bucket, Tally()).add(sequence)
     return {bucket: tally.counts() for bucket, tally in tallies.items()}
 
 
 def session_counts(
-    record: LearnStatsRecord, received_at_ms: int, *, scenario: str = "", holdout_share: float = 0.0
+    record: LearnStatsRecord,
+    received_at_ms: int,
+    *,
+    scenario: str = "",
+    holdout_share: float = 0.0,
+    producer: str = UNNAMED,
 ) -> BucketedCounts:
     """The counts of one session's learn stats, on the day it ended.
 
@@ -56,7 +61,7 @@ def session_counts(
     _add(counts, "sessions.ticks", (), record.total_ticks)
     _add(counts, "sessions.actions", (), record.total_actions)
     _count_stats(counts, parse_learn_stats(record.stats_json))
-    return {CountBucket(ended_at_ms // DAY_MS, held_out): counts}
+    return {CountBucket(ended_at_ms // DAY_MS, held_out, producer): counts}
 
 
 def _add(counts: Counts, measure: str, names: tuple[str, ...], number: int) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal, NamedTuple, TypeAlias
 
+from worker.episodes.task import UNNAMED
+
 #: Who counted: the worker from the action log, or the swarm itself in its learn stats.
 Source: TypeAlias = Literal["log", "stats"]
 
@@ -26,12 +28,16 @@ class CountKey(NamedTuple):
 
 Counts: TypeAlias = Counter[CountKey]
 
+#: One count as it travels into the training process: source, measure, names, number.
+CountRow: TypeAlias = tuple[Source, str, tuple[str, ...], int]
+
 
 class CountBucket(NamedTuple):
-    """Where a count belongs: windows and retention drop days, the gate reads only what was held out."""
+    """Where a count belongs: retention drops days, the gate reads what was held out, producers are weighed."""
 
     day: int  # days since 1970-01-01 UTC
     holdout: bool
+    producer: str = UNNAMED
 
 
 #: What one projection adds (or, negated, takes back).

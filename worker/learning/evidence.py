@@ -25,6 +25,10 @@ _ACTION_FIELDS = {
 }
 
 
+#: Families whose counts have no names; of any other family that is the rest, which is nobody's in particular.
+_UNNAMED = ("episodes.", "sessions.")
+
+
 def best_source(counts: Counts) -> Source | None:
     """Whose counts to believe: the worker's own over the action log where it saw actions, else the swarm's, if any.
 
@@ -40,7 +44,7 @@ def actions_seen(counts: Counts, most: int = 100) -> list[str]:
     """The names of the actions that were taken, in order of the alphabet; of more than `most` the most frequent."""
     visits: Counter[str] = Counter()
     for key, number in counts.items():
-        if key.measure == "action.visits":
+        if key.measure == "action.visits" and key.names:
             visits[key.names[0]] += number
     frequent = sorted(visits, key=lambda name: (-visits[name], name))[:most]
     return sorted(frequent)
@@ -60,7 +64,7 @@ def snapshot_of_counts(counts: Counts, source: Source, *, scenario: str | None, 
     """
     fields: dict[str, _Table] = defaultdict(lambda: defaultdict(dict))
     for key, number in counts.items():
-        if key.source == source and number:
+        if key.source == source and number and (key.names or key.measure.startswith(_UNNAMED)):
             family, _, measure = key.measure.partition(".")
             fields[family][key.names][measure] = number
     contextual = {_pair(names): _action_stats(seen) for names, seen in fields["contextual"].items()}
@@ -72,7 +76,8 @@ def snapshot_of_counts(counts: Counts, source: Source, *, scenario: str | None, 
             created_at=created_at,
             session_count=sum(_stats(counts, f"sessions.{k}") for k in ("success", "failure", "timeout", "unknown")),
             total_episodes=sum(known.values()),
-            total_actions=_stats(counts, "sessions.actions") or sum(seen.visits for seen in actions.values()),
+            total_actions=_stats(counts, "sessions.actions")
+            or sum(seen.visits for seen in actions.values()) + counts.get(CountKey(source, "action.visits", ()), 0),
             total_ticks=_stats(counts, "sessions.ticks"),
         ),
         episode_transitions=EpisodeTransitions(

@@ -31,7 +31,7 @@ class Firing(Struct, frozen=True, kw_only=True):
 
 def evaluate(trigger: TrainTrigger, ctx: TriggerContext) -> Firing | None:
     """The firing, or None. Without a new episode or session nothing fires. Any error is raised as `TriggerError`."""
-    if not ctx.new_episodes and not ctx.new_sessions:
+    if not ctx.anything_new:
         return None
     try:
         if not trigger.should_train(ctx):

@@ -117,9 +117,10 @@ def _table(counts: Counts, source: Source, families: dict[str, tuple[str, str]])
         family, _, measure = key.measure.partition(".")
         if key.source != source or number <= 0 or measure not in families.get(family, ()):
             continue
-        context = key.names[-2] if len(key.names) > 1 else None
-        options = table.setdefault(context, {})
-        seen = options.get(key.names[-1], OkBad())
+        # The rest, under no names, is a context that no model knows: there the logged behaviour stands.
+        *before, action = key.names or ("", "")
+        options = table.setdefault(before[-1] if before else None, {})
+        seen = options.get(action, OkBad())
         went_well = measure == families[family][0]
-        options[key.names[-1]] = OkBad(seen.ok + number, seen.bad) if went_well else OkBad(seen.ok, seen.bad + number)
+        options[action] = OkBad(seen.ok + number, seen.bad) if went_well else OkBad(seen.ok, seen.bad + number)
     return table

@@ -31,8 +31,10 @@ class TriggerMetrics(Struct, frozen=True, kw_only=True):
 class TriggerContext(Struct, frozen=True, kw_only=True):
     """What a trigger may look at. Times in Unix ms; None of the last training: never trained."""
 
-    event_count: int = 0  # closed episodes
+    #: Closed episodes of one learn model, as in the original, which ran but one: several cut the same actions.
+    event_count: int = 0
     session_count: int = 0
+    other_news: bool = False  # an episode of any learn model came since the last training
     now_ms: int = 0
     first_record_at_ms: int | None = None
     last_train_at_ms: int | None = None
@@ -51,6 +53,11 @@ class TriggerContext(Struct, frozen=True, kw_only=True):
     def new_sessions(self) -> int:
         """Sessions since the last training, never below 0."""
         return max(0, self.session_count - self.last_train_sessions)
+
+    @property
+    def anything_new(self) -> bool:
+        """Whether there is an episode or a session that the last training did not see (decision f)."""
+        return self.other_news or self.new_episodes > 0 or self.new_sessions > 0
 
     @property
     def elapsed_ms(self) -> int | None:

@@ -58,7 +58,7 @@ class TrainTrigger(Protocol):
 
 
 class CountTrigger(Struct, frozen=True, tag=True):
-    """At least `count` new episodes."""
+    """At least `count` new episodes of the scenario's first learn model, the one that quality and drift go by."""
 
     count: int
 

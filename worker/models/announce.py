@@ -45,7 +45,14 @@ class Announcer:
                 kind=str(run.trigger.get("kind")), values=run.trigger.get("values", {}), by=run.trigger.get("by")
             ),
             window=Window(lo=window["lo"], hi=window["hi"]),
-            counts=TrainedCounts(records=counts["records"], episodes=counts["episodes"], sessions=counts["sessions"]),
+            counts=TrainedCounts(
+                records=counts["records"],
+                episodes=counts["episodes"],
+                sessions=counts["sessions"],
+                # Models that an earlier version trained tell of no producers.
+                producers=counts.get("producers") or None,
+                capped=counts.get("capped") or None,
+            ),
             metrics=model.metrics,
             gate=Gate(verdict=model.gate_verdict, reasons=model.gate_reasons),
             uri=model.uri,

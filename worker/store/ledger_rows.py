@@ -18,6 +18,7 @@ _JSON: Mapping[type[Struct], frozenset[str]] = {
     Run: frozenset({"trigger"}),
     Model: frozenset({"lineage", "metrics", "gate_reasons"}),
     StoredCommand: frozenset({"result"}),
+    TriggerState: frozenset({"trained_by_model"}),
 }
 #: Fields that SQLite, which knows no booleans, gives back as 0 or 1.
 _BOOLEAN: Mapping[type[Struct], frozenset[str]] = {

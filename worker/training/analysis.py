@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from worker import __version__
-from worker.learning.analyzer import CountRow, NothingToLearn, OfflineAnalyzer
-from worker.learning.counts import CountKey, Counts
+from worker.learning.analyzer import NothingToLearn, OfflineAnalyzer
+from worker.learning.counts import CountKey, CountRow, Counts
 from worker.learning.offline_model import MODEL_FILE, OfflineModel, encode
 from worker.models.durable import replace_file
 from worker.models.gate import weigh

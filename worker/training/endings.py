@@ -21,6 +21,7 @@ def after_success(state: TriggerState, *, facts: FrozenFacts, now_ms: int, coold
         trained_upto=facts.last_batch_no,
         trained_episodes=facts.episodes,
         trained_sessions=facts.sessions,
+        trained_by_model=facts.episodes_by_model,
         last_success_at_ms=now_ms,
         last_attempt_at_ms=now_ms,
         failures=0,
@@ -47,8 +48,11 @@ def backoff(failures: int, first: float) -> float:
 
 
 def has_news(state: TriggerState, facts: ScenarioFacts) -> bool:
-    """Whether an episode or a session came that the last successful run did not see (decision f)."""
-    return facts.episodes > state.trained_episodes or facts.sessions > state.trained_sessions
+    """Whether an episode or a session came that the last successful run did not see (decision f).
+
+    Only what is projected counts: of what lies in the log alone, an analysis sees nothing.
+    """
+    return facts.episodes > state.trained_episodes or facts.counted_sessions > state.trained_sessions
 
 
 def failures_of_window(failed: Iterable[Run], *, window_hi: int) -> int:

@@ -26,7 +26,7 @@ from worker.store.port import Model, OutboxEvent, Run, RunState, Store, TriggerS
 from worker.training.child import ChildLauncher, Died, Finished
 from worker.training.collect import collect, frozen_before
 from worker.training.endings import after_failure, after_skip, after_success, has_news
-from worker.training.inputs import TrainingConfig, TrainingInput, write_input
+from worker.training.inputs import TrainingConfig, TrainingInput
 from worker.training.results import TrainingResult
 from worker.training.trigger_book import TriggerBook
 
@@ -174,9 +174,7 @@ class Execution:
         if given is not None:
             return given
         champion = await self._champion(run.scenario)
-        given = await collect(self._tools.store, run, config=self._tools.config, champion=champion)
-        await asyncio.to_thread(write_input, run_dir, given)
-        return given
+        return await collect(self._tools.store, run, config=self._tools.config, champion=champion, run_dir=run_dir)
 
     async def _champion(self, scenario: str) -> OfflineModel | None:
         """The live model; None also where its file is damaged, since only a new one can take its place."""
@@ -309,10 +307,13 @@ def _lineage(run: Run, given: TrainingInput, result: TrainingResult) -> dict[str
         "counts": {
             "records": given.facts.records, "episodes": given.facts.episodes, "sessions": given.facts.sessions,
             "analyzed_sessions": len(given.analysis.sessions), "held_out_sessions": given.held_out_sessions,
+            "producers": given.producers, "capped": given.capped,
         },
         "input_sha256": result.input_sha256,
         "config_sha256": given.config.hash,
-        "config": {"max_sessions": given.config.max_sessions, "holdout": given.config.holdout},
+        "config": {"max_sessions": given.config.max_sessions, "holdout": given.config.holdout,
+            "producer_share": given.config.producer_share,
+        },
         "seed": given.config.seed,
         "versions": result.versions,
         "trigger": run.trigger,

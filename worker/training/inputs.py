@@ -1,25 +1,35 @@
-"""What a training sees, frozen: a file in the run's directory, the same at every attempt.
+"""What a training sees, frozen: files in the run's directory, the same at every attempt.
 
-The child gets this file and nothing else: no store, no broker, no secret.
+The child gets these files and nothing else: no store, no broker, no secret. Counts lie beside `input.json`, a row a
+line, so that the worker that freezes them holds a chunk of them at a time, however many there are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from worker import __version__
 from worker.directories import make_private_directory
-from worker.learning.analyzer import AnalysisInput, CountRow
+from worker.learning.analyzer import AnalysisInput
+from worker.learning.counts import CountRow
 from worker.learning.offline_model import OfflineModel
 from worker.models.durable import read_file, replace_file
 from worker.models.gate import GateConfig
 from worker.training.results import INPUT_FILE
 
+COUNTS_FILE = "counts.jsonl"
+HOLDOUT_FILE = "holdout.jsonl"
 _INPUT_LIMIT = 256_000_000
+#: Largest file of counts; what one training takes is far below (worker/learning/bounds.py).
+_ROWS_LIMIT = 256_000_000
+
+_decode_row = msgspec.json.Decoder(CountRow).decode
 
 
 class TrainingConfig(Struct, frozen=True, kw_only=True):
@@ -28,6 +38,7 @@ class TrainingConfig(Struct, frozen=True, kw_only=True):
     max_sessions: int
     holdout: float
     gate: GateConfig
+    producer_share: float = 1.0
     seed: int = 42  # the original's default
     worker_version: str = __version__
 
@@ -43,43 +54,108 @@ class FrozenFacts(Struct, frozen=True, kw_only=True):
     last_batch_no: int
     records: int
     episodes: int
-    sessions: int
+    episodes_by_model: dict[str, int]
+    sessions: int  # that are counted
 
 
 class TrainingInput(Struct, frozen=True, kw_only=True):
-    """Everything the child reads."""
+    """Everything the child reads. Without rows where only the head was read: they may be many."""
 
-    format: int = 1
+    format: int = 2
     run_id: str
     kind: str
     analysis: AnalysisInput
     #: Counts of what was held out, for the gate alone.
-    holdout: list[CountRow]
+    holdout: list[CountRow] = []
     #: The live model, which a new one is compared with; None: with the logged behaviour.
     champion: OfflineModel | None
     config: TrainingConfig
     facts: FrozenFacts
     #: Sessions among the newest that were held out.
     held_out_sessions: int
+    #: Episodes by producer, and the weight (0-1) of each that was capped.
+    producers: dict[str, int] = {}
+    capped: dict[str, float] = {}
+    #: SHA-256 of the files of counts, which `analysis.counts` and `holdout` come from.
+    counts_sha256: str = ""
+    holdout_sha256: str = ""
 
 
-def encode_input(given: TrainingInput) -> bytes:
-    """Canonical JSON; its SHA-256 is the lineage's input hash."""
-    return msgspec.json.encode(given, order="sorted")
+class RowsFile:
+    """Rows of counts on their way into the run's directory. `take` them, then `close`."""
 
+    def __init__(self, path: Path) -> None:
+        """The file is made anew: an earlier attempt may have left half of it."""
+        self._path = path
+        self._partial = path.with_name(f".{path.name}")
+        self._partial.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(self._partial, flags, 0o400), "wb")
+        self._sha256 = hashlib.sha256()
 
-def decode_input(data: bytes) -> TrainingInput:
-    """From JSON; raises `msgspec.DecodeError`."""
-    return msgspec.json.decode(data, type=TrainingInput)
+    def take(self, rows: list[CountRow]) -> None:
+        """Write a chunk."""
+        lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+        self._sha256.update(lines)
+        self._file.write(lines)
+
+    def close(self) -> str:
+        """Put the file in its place; its SHA-256. Not synced: a file that a power cut tore is frozen anew."""
+        self._file.close()
+        self._partial.replace(self._path)
+        return self._sha256.hexdigest()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
 
 
 def write_input(run_dir: Path, given: TrainingInput) -> None:
-    """Put the input in the run's directory, 0700, read-only for the child."""
+    """Put a whole input in the run's directory."""
     make_private_directory(run_dir)
-    replace_file(run_dir / INPUT_FILE, encode_input(given), mode=0o400)
+    sums = []
+    for name, rows in ((COUNTS_FILE, given.analysis.counts), (HOLDOUT_FILE, given.holdout)):
+        file = RowsFile(run_dir / name)
+        file.take(rows)
+        sums.append(file.close())
+    head = replace(given, analysis=replace(given.analysis, counts=[]), holdout=[])
+    write_head(run_dir, replace(head, counts_sha256=sums[0], holdout_sha256=sums[1]))
+
+
+def write_head(run_dir: Path, head: TrainingInput) -> None:
+    """Put `input.json` in the run's directory, last of all, read-only for the child. Canonical JSON."""
+    replace_file(run_dir / INPUT_FILE, msgspec.json.encode(head, order="sorted"), mode=0o400)
+
+
+def read_head(run_dir: Path) -> TrainingInput:
+    """`input.json`, once the files of counts were found whole. Raises OSError, ValueError or `msgspec.DecodeError`."""
+    head = msgspec.json.decode(read_file(run_dir / INPUT_FILE, limit=_INPUT_LIMIT), type=TrainingInput)
+    for name, expected in ((COUNTS_FILE, head.counts_sha256), (HOLDOUT_FILE, head.holdout_sha256)):
+        with (run_dir / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        _require(run_dir / name, found, expected)
+    return head
 
 
 def read_input(run_dir: Path) -> tuple[TrainingInput, str]:
-    """The input and its SHA-256; raises OSError or `msgspec.DecodeError`."""
+    """The whole input and its SHA-256, which covers the counts by theirs. Raises as `read_head` does."""
     data = read_file(run_dir / INPUT_FILE, limit=_INPUT_LIMIT)
-    return decode_input(data), hashlib.sha256(data).hexdigest()
+    head = msgspec.json.decode(data, type=TrainingInput)
+    rows = [
+        _read_rows(run_dir / name, expected)
+        for name, expected in ((COUNTS_FILE, head.counts_sha256), (HOLDOUT_FILE, head.holdout_sha256))
+    ]
+    given = replace(head, analysis=replace(head.analysis, counts=rows[0]), holdout=rows[1])
+    return given, hashlib.sha256(data).hexdigest()
+
+
+def _read_rows(path: Path, expected: str) -> list[CountRow]:
+    data = read_file(path, limit=_ROWS_LIMIT)
+    _require(path, hashlib.sha256(data).hexdigest(), expected)
+    return [_decode_row(line) for line in data.splitlines()]
+
+
+def _require(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(f"{path} is not what {INPUT_FILE} says: it was changed or torn")

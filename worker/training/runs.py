@@ -106,7 +106,7 @@ class RunManager:
                     return run
         hi = facts.last_batch_no
         if nonce is None:
-            nonce = f"e{facts.episodes}s{facts.sessions}f{state.failures}"
+            nonce = f"e{facts.episodes}s{facts.counted_sessions}f{state.failures}"
             identity = f"{scenario}\0{kind}\0{hi}\0{self._tools.config.hash}\0{nonce}"
         else:  # a command that is carried out again after a crash means the same run, whatever came in meanwhile
             identity = f"{scenario}\0{kind}\0{nonce}"

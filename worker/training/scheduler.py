@@ -58,7 +58,7 @@ class TriggerScheduler:
         interval: float,
         learn_models: Mapping[str, str],
     ) -> None:
-        """`learn_models`: per scenario, whose episodes' outcomes count for quality and drift."""
+        """`learn_models`: per scenario, whose episodes are counted and whose outcomes tell quality and drift."""
         self._store = store
         self._book = book
         self._runs = runs
@@ -151,12 +151,13 @@ class TriggerScheduler:
         wider = await self._store.rolling_outcomes(facts.scenario, learn_model=learn_model, sample=_NEWEST + _EARLIER)
         newest, both = _metrics(sample), _metrics(wider)
         return TriggerContext(
-            event_count=facts.episodes,
-            session_count=facts.sessions,
+            event_count=facts.episodes_by_model.get(learn_model, 0),
+            session_count=facts.counted_sessions,
+            other_news=facts.episodes > state.trained_episodes,
             now_ms=self._clock.now_ms(),
             first_record_at_ms=facts.first_record_at_ms,
             last_train_at_ms=state.last_success_at_ms,
-            last_train_count=state.trained_episodes,
+            last_train_count=state.trained_by_model.get(learn_model, 0),
             last_train_sessions=state.trained_sessions,
             metrics=newest,
             earlier=None if newest is None or both is None else both.before(newest),

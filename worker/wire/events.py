@@ -21,6 +21,8 @@ CONTENT_TYPE = "application/cloudevents+json"
 #: Bytes of an offline model that still travels inside `learning.trained`.
 MAX_EMBEDDED_MODEL = 64 * 1024
 
+Weight: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -40,12 +42,17 @@ class Window(Struct, kw_only=True):
 
 
 class TrainedCounts(Struct, kw_only=True, omit_defaults=True):
-    """How much was in the window. `producers` tells records by producer, so that a flood of one is seen."""
+    """How much was stored. `producers` tells whose episodes the model was learnt from, so that a flood of one is seen.
+
+    `-` are those who name no `producer_id`, `(others)` the smaller ones where there are over 50. `capped` are those who
+    brought more than their share (SWARM_PRODUCER_SHARE), each with the weight (0-1) at which its records counted.
+    """
 
     records: Count
     episodes: Count
     sessions: Count
     producers: dict[str, Count] | None = None
+    capped: dict[str, Weight] | None = None
 
 
 class Gate(Struct, kw_only=True):

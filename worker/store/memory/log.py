@@ -7,7 +7,7 @@ from itertools import repeat
 
 from msgspec.structs import replace
 
-from worker.episodes.task import PlacedAction
+from worker.episodes.task import UNNAMED, PlacedAction
 from worker.errors import DataRefused
 from worker.store.memory.scenario_log import RecordKey, ScenarioLog
 from worker.store.memory.state import Role, State
@@ -214,7 +214,7 @@ class RecordLog(Role):
             case ActionRecord():
                 self._add_action(incoming, stored, record)
             case LearnStatsRecord():
-                self._end_session(log, stored, record)
+                self._end_session(log, stored, record, incoming.batch.identity.producer_id or UNNAMED)
             case DependencyGraphRecord():
                 log.graphs.append(
                     PendingGraph(
@@ -234,7 +234,8 @@ class RecordLog(Role):
         place = (sender, identity.producer_epoch, identity.batch_seq or 0, stored.index)
         if not task.actions:
             self._state.facts(incoming.scenario).open_tasks += 1
-        task.actions.append(PlacedAction(record, stored.batch_no, stored.received_at_ms, place))
+        producer = identity.producer_id or UNNAMED
+        task.actions.append(PlacedAction(record, stored.batch_no, stored.received_at_ms, place, producer))
         task.changed_upto = stored.batch_no
         task.last_received_ms = max(task.last_received_ms, stored.received_at_ms)
         task.terminal = task.terminal or record.task_id in incoming.terminal_tasks
@@ -243,12 +244,13 @@ class RecordLog(Role):
             if record.session_id in log.sessions:
                 task.session_id = record.session_id
 
-    def _end_session(self, log: ScenarioLog, stored: StoredRecord, record: LearnStatsRecord) -> None:
+    def _end_session(self, log: ScenarioLog, stored: StoredRecord, record: LearnStatsRecord, producer: str) -> None:
         log.sessions[record.session_id] = PendingSession(
             scenario=stored.scenario,
             batch_no=stored.batch_no,
             received_at_ms=stored.received_at_ms,
             record=record,
+            producer=producer,
         )
         self._state.facts(stored.scenario).sessions += 1
         log.tasks_of_session[record.session_id].update(record.task_ids or ())

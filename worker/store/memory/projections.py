@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from operator import itemgetter
 
 from worker.episodes.episode import Episode
 from worker.episodes.task import TaskView
@@ -40,15 +41,19 @@ class Projections(Role):
         return items
 
     def _ready(self, quiet_since: int) -> Iterator[tuple[Pending, int]]:
-        logs = [(name, self._state.log(name)) for name in self._state.scenarios]
-        for _, log in logs:
-            yield from ((log.sessions[name], 1) for name in log.sessions if name not in log.counted_sessions)
-        for _, log in logs:
-            yield from ((graph, 1) for graph in log.graphs if _place(graph) not in log.projected_graphs)
-        for name, log in logs:
+        ready: list[tuple[tuple[int, int], Pending, int]] = []
+        for scenario, log in ((name, self._state.log(name)) for name in self._state.scenarios):
             for task in log.tasks.values():
                 if task.due(quiet_since):
-                    yield _pending_task(name, log, task, quiet_since), len(task.actions)
+                    item = _pending_task(scenario, log, task, quiet_since)
+                    ready.append(((task.changed_upto, 0), item, len(task.actions)))
+            sessions = [log.sessions[name] for name in log.sessions if name not in log.counted_sessions]
+            ready += [((session.batch_no, 1), session, 1) for session in sessions]
+            graphs = [graph for graph in log.graphs if _place(graph) not in log.projected_graphs]
+            ready += [((graph.batch_no, 1), graph, 1) for graph in graphs]
+        ready.sort(key=itemgetter(0))
+        for _, one, size in ready:
+            yield one, size
 
     async def project(self, projections: Sequence[Projection]) -> None:
         """Store what came of pending items; one that was projected or dropped since it was read is left alone."""
@@ -63,8 +68,9 @@ class Projections(Role):
                 log.counts[bucket].update(counts)
             origin = item.task.task_id if isinstance(item, PendingTask) else _origin(item)
             if origin is not None:
-                facts.episodes += len(projection.episodes) - len(log.episodes.get(origin, ()))
-                log.episodes[origin] = list(projection.episodes)
+                log.episodes[origin], before = list(projection.episodes), log.episodes.get(origin, [])
+                facts.episodes += len(projection.episodes) - len(before)
+                _count_models(facts.episodes_by_model, projection.episodes, before)
 
     def _mark(self, log: ScenarioLog, facts: ScenarioFacts, projection: Projection) -> bool:
         match projection.of:
@@ -79,6 +85,7 @@ class Projections(Role):
                 if record.session_id in log.counted_sessions:
                     return False
                 log.counted_sessions.add(record.session_id)
+                facts.counted_sessions += 1
             case PendingGraph() as graph:
                 if _place(graph) in log.projected_graphs:
                     return False
@@ -96,7 +103,8 @@ class Projections(Role):
         for task in log.tasks.values():
             task.projected_upto, task.projected_idle, task.open_tail = 0, False, False
         log.projected_under = under or log.projected_under
-        facts.episodes = 0
+        facts.episodes = facts.counted_sessions = 0
+        facts.episodes_by_model.clear()
         facts.open_tasks = sum(bool(task.actions) for task in log.tasks.values())
 
     async def projected_under(self, scenario: str) -> str | None:
@@ -132,20 +140,32 @@ class Projections(Role):
         until_ms: int | None = None,
         group_id: str | None = None,
         phase: str | None = None,
+        session_id: str | None = None,
+        most_of_one: int | None = None,
     ) -> list[Session]:
         """Ended sessions, newest first by their own time."""
         self._state.require_open()
         found = [
-            Session(
-                scenario=item.scenario, batch_no=item.batch_no, received_at_ms=item.received_at_ms, record=item.record
-            )
+            item
             for item in self._log(scenario).sessions.values()
             if _within(_ended_at(item), since_ms, until_ms)
             and group_id in (None, item.record.group_id)
             and phase in (None, item.record.phase)
+            and session_id in (None, item.record.session_id)
         ]
-        found.sort(key=lambda session: (_ended_at(session), session.record.session_id), reverse=True)
-        return found[:latest]
+        found.sort(key=lambda item: (_ended_at(item), item.record.session_id), reverse=True)
+        of_producer: Counter[str] = Counter()
+        chosen = []
+        for item in found:
+            of_producer[item.producer] += 1
+            if most_of_one is None or of_producer[item.producer] <= most_of_one:
+                chosen.append(item)
+        return [
+            Session(
+                scenario=item.scenario, batch_no=item.batch_no, received_at_ms=item.received_at_ms, record=item.record
+            )
+            for item in chosen[:latest]
+        ]
 
     async def graphs(self, scenario: str, *, latest: int) -> list[PendingGraph]:
         """The newest dependency-graph records."""
@@ -191,6 +211,15 @@ class Projections(Role):
     def _log(self, scenario: str) -> ScenarioLog:
         """For reading: a scenario nobody stored for stays unknown."""
         return self._state.log(scenario) if scenario in self._state.scenarios else ScenarioLog()
+
+
+def _count_models(by_model: dict[str, int], episodes: Sequence[Episode], before: Sequence[Episode]) -> None:
+    change = Counter(episode.learn_model for episode in episodes)
+    change.subtract(episode.learn_model for episode in before)
+    for learn_model, number in change.items():
+        by_model[learn_model] = by_model.get(learn_model, 0) + number
+        if not by_model[learn_model]:
+            del by_model[learn_model]
 
 
 def _pending_task(scenario: str, log: ScenarioLog, task: MemoryTask, quiet_since: int) -> PendingTask:

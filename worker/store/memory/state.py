@@ -32,7 +32,9 @@ class State:
     def copy_of_facts(self, scenario: str) -> ScenarioFacts:
         """The counters as they are now; a scenario nobody stored for has all of them 0 and stays unknown."""
         known = self.scenarios.get(scenario)
-        return ScenarioFacts(scenario=scenario) if known is None else replace(known)
+        if known is None:
+            return ScenarioFacts(scenario=scenario)
+        return replace(known, episodes_by_model=dict(known.episodes_by_model))
 
     def require_open(self) -> None:
         """Raise `StoreUnavailable` unless the store is open, as every store does."""

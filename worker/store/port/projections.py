@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
 from worker.episodes.episode import Episode
-from worker.episodes.task import TaskView
+from worker.episodes.task import UNNAMED, TaskView
+from worker.learning.bounds import FAMILIES, Family, Take
 from worker.learning.counts import BucketedCounts, Counts
+from worker.learning.shares import ProducerTotals
 from worker.wire.records import DependencyGraphRecord, LearnStatsRecord
 
 
@@ -30,6 +32,7 @@ class PendingSession(Struct, kw_only=True):
     batch_no: int
     received_at_ms: int
     record: LearnStatsRecord
+    producer: str = UNNAMED
 
 
 class PendingGraph(Struct, kw_only=True):
@@ -86,7 +89,9 @@ class Projections(Protocol):
     """What is derived from the log, and can be dropped and rebuilt from it."""
 
     async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
-        """Items that are ready; `limit` bounds the number of actions read.
+        """Items that are ready, at least one where any is; `limit` bounds the number of actions read.
+
+        In the order of the log: a session comes after those of its tasks that were closed by then.
 
         Tasks that are dirty and closed (terminal action, ended session, idle for `idle_ms`) or were projected before,
         tasks projected with an `open_tail` that are idle now, sessions and graphs not counted yet.
@@ -128,14 +133,39 @@ class Projections(Protocol):
         until_ms: int | None = None,
         group_id: str | None = None,
         phase: str | None = None,
+        session_id: str | None = None,
+        most_of_one: int | None = None,
     ) -> list[Session]:
-        """Ended sessions, newest first by their own time."""
+        """Ended sessions, newest first by their own time.
+
+        `most_of_one` takes no more than so many of any one producer, out of the newest 100,000 sessions.
+        """
         ...
 
     async def counts(
         self, scenario: str | None, *, holdout: bool | None = None, since_day: int | None = None
     ) -> Counts:
         """The aggregates, summed over days; `scenario` None sums over all scenarios."""
+        ...
+
+    async def producers(self, scenario: str) -> dict[str, ProducerTotals]:
+        """What the aggregates hold of each producer: of the log where it saw any action, else of the learn stats."""
+        ...
+
+    async def learnable_counts(
+        self,
+        scenario: str,
+        take: Take,
+        *,
+        holdout: bool,
+        weights: Mapping[str, int],
+        families: Sequence[Family] = FAMILIES,
+    ) -> None:
+        """Hand the aggregates to `take`, a chunk of rows at a time and all as of one moment, whatever is stored.
+
+        Of each of `families` the best supported names, the others summed (`worker.learning.bounds`); counts of the
+        producers in `weights` are multiplied by so many millionths. `take` may be called in a thread of the store's.
+        """
         ...
 
     async def graphs(self, scenario: str, *, latest: int) -> list[PendingGraph]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worker.store.sqlite.learnable import Learnable
 from worker.store.sqlite.learnt import Learnt
 from worker.store.sqlite.ledger_commands import CommandLedger
 from worker.store.sqlite.ledger_models import ModelRegistry
@@ -18,6 +19,7 @@ class SqliteStore(
     Quarantine,
     Projections,
     Learnt,
+    Learnable,
     RunLedger,
     TriggerStates,
     ModelRegistry,

@@ -74,6 +74,8 @@ class Learnt(Role):
         until_ms: int | None = None,
         group_id: str | None = None,
         phase: str | None = None,
+        session_id: str | None = None,
+        most_of_one: int | None = None,
     ) -> list[Session]:
         """Ended sessions, newest first by their own time, so that the order they came in does not matter."""
         parameters = {
@@ -82,8 +84,13 @@ class Learnt(Role):
             "until_ms": INT64_MAX if until_ms is None else until_ms,
             "group_id": group_id,
             "phase": phase,
+            "session_id": session_id,
+            "most_of_one": most_of_one,
         }
-        rows = await self._database.read(_of_scenario(scenario, SQL["ended_sessions"], parameters))
+        statement = "ended_sessions" if most_of_one is None else "ended_sessions_of_many"
+        if session_id is not None:
+            statement = "ended_session"
+        rows = await self._database.read(_of_scenario(scenario, SQL[statement], parameters))
         sessions = []
         damaged: list[Found] = []
         for position, received_at_ms, *columns in rows:
@@ -150,7 +157,9 @@ def _counts(found: str) -> Counts:
 
 def _facts(row: tuple[Any, ...]) -> ScenarioFacts:
     # The statement names the columns in the order of the struct's fields.
-    return ScenarioFacts(**dict(zip(ScenarioFacts.__struct_fields__, row, strict=True)))
+    named: dict[str, Any] = dict(zip(ScenarioFacts.__struct_fields__, row, strict=True))
+    named["episodes_by_model"] = msgspec.json.decode(named["episodes_by_model"])
+    return ScenarioFacts(**named)
 
 
 def _parameters(where: EpisodeFilter) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from heapq import merge
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,8 +23,10 @@ from worker.wire.records import Record
 
 SQL = load_statements(Path(__file__).parent / "sql" / "projections.sql")
 
-#: Of a batch: when it was received, then producer or batch id, epoch, sequence.
-Place: TypeAlias = tuple[int, str, int, int]
+#: Of a batch: when it was received, its producer; then producer or batch id, epoch, sequence.
+Place: TypeAlias = tuple[int, str, str, int, int]
+#: Where a candidate stands in the log, how many actions it has, and the item, or of a task its row.
+_Candidate: TypeAlias = tuple[tuple[int, int], int, Any]
 
 
 def read_pending(
@@ -31,13 +36,22 @@ def read_pending(
 
     Rows that are damaged are added to `damaged`; what they belong to is not among the items.
     """
-    items: list[Pending] = [*_sessions(connection, limit, damaged)]
-    items += _graphs(connection, limit - len(items), damaged)
     quiet_since = now_ms - idle_ms
-    chosen = list(_up_to(limit - len(items), _due_tasks(connection, quiet_since)))
-    if not items and not chosen:
-        chosen = list(_up_to(1, _due_tasks(connection, quiet_since)))
-    return items + _with_actions(connection, chosen, quiet_since, damaged)
+    due_now = merge(
+        _tasks_due_now(connection),
+        _sessions(connection, limit, damaged),
+        _graphs(connection, limit, damaged),
+        key=itemgetter(0),
+    )
+    candidates = chain(due_now, _tasks_due_idle(connection, quiet_since))
+    items: list[Pending] = []
+    tasks: list[Any] = []
+    for item in _up_to(limit, candidates):
+        if isinstance(item, tuple):
+            tasks.append(item)
+        else:
+            items.append(item)
+    return items + _with_actions(connection, tasks, quiet_since, damaged)
 
 
 def checked(scenario: str, row: Row, damaged: list[Found]) -> Record | None:
@@ -49,20 +63,22 @@ def checked(scenario: str, row: Row, damaged: list[Found]) -> Record | None:
         return None
 
 
-def _sessions(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[PendingSession]:
-    for scenario, position, received_at_ms, *columns in connection.execute(SQL["pending_sessions"], (limit,)):
+def _sessions(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[_Candidate]:
+    for scenario, position, received_at_ms, producer, *columns in connection.execute(SQL["pending_sessions"], (limit,)):
         record: Any = checked(scenario, Row(position, LEARN_STATS, None, None, *columns), damaged)
         if record is not None:
-            yield PendingSession(
-                scenario=scenario, batch_no=position >> PLACE_BITS, received_at_ms=received_at_ms, record=record
+            batch_no = position >> PLACE_BITS
+            item = PendingSession(
+                scenario=scenario, batch_no=batch_no, received_at_ms=received_at_ms, record=record, producer=producer
             )
+            yield (batch_no, 1), 1, item
 
 
-def _graphs(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[PendingGraph]:
+def _graphs(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[_Candidate]:
     for columns in connection.execute(SQL["pending_graphs"], (limit,)):
         graph = pending_graph(columns, damaged)
         if graph is not None:
-            yield graph
+            yield (graph.batch_no, 1), 1, graph
 
 
 def pending_graph(columns: tuple[Any, ...], damaged: list[Found]) -> PendingGraph | None:
@@ -83,19 +99,21 @@ def pending_graph(columns: tuple[Any, ...], damaged: list[Found]) -> PendingGrap
     )
 
 
-def _due_tasks(connection: sqlite3.Connection, quiet_since: int) -> Iterator[Any]:
-    yield from connection.execute(SQL["tasks_due_now"])
-    yield from connection.execute(SQL["tasks_due_idle"], (quiet_since,))
+def _tasks_due_now(connection: sqlite3.Connection) -> Iterator[_Candidate]:
+    # Before the sessions of the same batch: whoever sees a session counted sees the episodes of its tasks.
+    return (((row[4], 0), row[3], row) for row in connection.execute(SQL["tasks_due_now"]))
 
 
-def _up_to(limit: int, tasks: Iterable[Any]) -> Iterator[Any]:
-    """Tasks until their actions are `limit` or more."""
+def _tasks_due_idle(connection: sqlite3.Connection, quiet_since: int) -> Iterator[_Candidate]:
+    return (((row[4], 0), row[3], row) for row in connection.execute(SQL["tasks_due_idle"], (quiet_since,)))
+
+
+def _up_to(limit: int, candidates: Iterable[_Candidate]) -> Iterator[Any]:
+    """Candidates until their actions are `limit` or more; at least one."""
     read = 0
-    if limit <= 0:
-        return
-    for task in tasks:
-        yield task
-        read += task[3]
+    for _, size, item in candidates:
+        yield item
+        read += size
         if read >= limit:
             return
 
@@ -158,9 +176,9 @@ def _with_actions(
 
 def _placed(task_id: str, position: int, values: list[Any], places: dict[int, Place]) -> PlacedAction:
     batch_no = position >> PLACE_BITS
-    received_at_ms, sender, epoch, batch_seq = places[batch_no]
+    received_at_ms, producer, sender, epoch, batch_seq = places[batch_no]
     place = (sender, epoch, batch_seq, position & PLACE_MASK)
-    return PlacedAction(action_from(task_id, values), batch_no, received_at_ms, place)
+    return PlacedAction(action_from(task_id, values), batch_no, received_at_ms, place, producer)
 
 
 def _read(connection: sqlite3.Connection, statement: str, numbers: list[int]) -> list[Any]:

@@ -22,6 +22,9 @@ from worker.wire.records import score_of
 _INSERT_EPISODE = Bulk(SQL["insert_episode"])
 _ADD_COUNT = Bulk(SQL["add_count"])
 
+#: Place of the learn model's name in an episode's row.
+_LEARN_MODEL = 3
+
 
 class Projections(Role):
     """The writing half of `worker.store.port.Projections` on SQLite."""
@@ -60,6 +63,7 @@ class Projections(Role):
             number = (scenario_number(connection, scenario),)
             for statement in (
                 "forget_episodes",
+                "forget_episode_counts",
                 "forget_counts",
                 "forget_tasks",
                 "forget_sessions",
@@ -88,6 +92,7 @@ class _Projecting:
         self._episodes: list[tuple[Any, ...]] = []
         self._counts: Counter[tuple[Any, ...]] = Counter()
         self._first_times = 0
+        self._counted_sessions = 0
 
     def run(self, projections: Iterable[Projection]) -> None:
         tasks: dict[str, tuple[PendingTask, Projection]] = {}
@@ -104,12 +109,26 @@ class _Projecting:
         self._project_tasks(tasks)
         self._project_sessions(sessions)
         self._project_graphs(graphs)
-        deleted = self._connection.execute(SQL["delete_episodes"], (_json(self._origins),)).rowcount
+        deleted = self._connection.execute(SQL["delete_episodes"], (_json(self._origins),)).fetchall()
         _INSERT_EPISODE.run(self._connection, self._episodes)
         _ADD_COUNT.run(self._connection, [(*key, value) for key, value in self._counts.items() if value])
         self._connection.execute(SQL["delete_zero_counts"], (self._scenario_no,))
-        change = (len(self._episodes) - deleted, self._first_times, self._scenario_no)
+        self._count_episodes([learn_model for (learn_model,) in deleted])
+        change = {
+            "episodes": len(self._episodes) - len(deleted),
+            "first_times": self._first_times,
+            "counted_sessions": self._counted_sessions,
+            "scenario_no": self._scenario_no,
+        }
         self._connection.execute(SQL["count_projection"], change)
+
+    def _count_episodes(self, deleted: Sequence[str]) -> None:
+        """What triggers count: the episodes of each learn model."""
+        change = Counter(str(row[_LEARN_MODEL]) for row in self._episodes)
+        change.subtract(deleted)
+        for learn_model, number in change.items():
+            if number:
+                self._connection.execute(SQL["count_episodes_of"], (self._scenario_no, learn_model, number))
 
     def _project_tasks(self, tasks: dict[str, tuple[PendingTask, Projection]]) -> None:
         done = []
@@ -130,6 +149,7 @@ class _Projecting:
             # Episodes of a session have no row of theirs to be replaced by: a session is projected once.
             self._count(sessions[session_id])
         self._connection.execute(SQL["mark_sessions"], (self._scenario_no, _json(open_ones)))
+        self._counted_sessions = len(open_ones)
 
     def _project_graphs(self, graphs: dict[int, Projection]) -> None:
         if not graphs:
@@ -149,8 +169,8 @@ class _Projecting:
         for bucket, counts in projection.counts.items():
             for key, value in counts.items():
                 names = _json(key.names)
-                place = (self._scenario_no, bucket.day, int(bucket.holdout), key.source, key.measure, names)
-                self._counts[place] += value
+                place = (bucket.day, int(bucket.holdout), key.source, key.measure, names, bucket.producer)
+                self._counts[self._scenario_no, *place] += value
 
     def _find(self, statement: str, wanted: Iterable[str]) -> list[Any]:
         parameters = (self._scenario_no, _json(list(wanted)))

@@ -58,6 +58,36 @@ WHERE session.scenario_no = :scenario_no AND session.position IS NOT NULL
     AND (:phase IS NULL OR session.phase = :phase)
 ORDER BY session.ended_at_ms DESC, session.session_id DESC LIMIT :limit;
 
+-- ended_sessions_of_many --
+-- The newest of each producer. Chosen by their places alone, without their bodies.
+SELECT chosen.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
+FROM (
+    SELECT position, ended_at_ms, session_id,
+        row_number() OVER (PARTITION BY producer ORDER BY ended_at_ms DESC, session_id DESC) AS place
+    FROM (
+        SELECT session.position, ended_at_ms, session_id, coalesce(producer_id, '-') AS producer
+        FROM session
+        JOIN batch ON batch.batch_no = session.position >> 14
+        LEFT JOIN producer USING (producer_no)
+        WHERE session.scenario_no = :scenario_no AND session.position IS NOT NULL
+            AND session.ended_at_ms >= :since_ms AND session.ended_at_ms <= :until_ms
+            AND (:group_id IS NULL OR session.group_id = :group_id)
+            AND (:phase IS NULL OR session.phase = :phase)
+        ORDER BY ended_at_ms DESC, session_id DESC LIMIT 100000
+    )
+) AS chosen
+LEFT JOIN record ON record.position = chosen.position
+JOIN batch ON batch.batch_no = chosen.position >> 14
+WHERE place <= :most_of_one
+ORDER BY ended_at_ms DESC, session_id DESC LIMIT :limit;
+
+-- ended_session --
+SELECT session.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
+FROM session
+LEFT JOIN record ON record.position = session.position
+JOIN batch ON batch.batch_no = session.position >> 14
+WHERE session.scenario_no = :scenario_no AND session.session_id = :session_id AND session.position IS NOT NULL;
+
 -- newest_graphs --
 SELECT graph.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
 FROM graph
@@ -78,7 +108,10 @@ SELECT json_group_array(json_array(source, measure, json(names), total)) FROM (
 
 -- facts --
 SELECT
-    name, records, batches, duplicate_batches, duplicate_records, unknown_fields, quarantined, sessions, episodes,
+    name, records, batches, duplicate_batches, duplicate_records, unknown_fields, quarantined, sessions,
+    counted_sessions, episodes,
+    (SELECT json_group_object(learn_model, episode_count.episodes) FROM episode_count
+     WHERE episode_count.scenario_no = scenario.scenario_no AND episode_count.episodes > 0),
     open_tasks, trainings_completed, models_applied, last_batch_no, first_record_at_ms, last_record_at_ms
 FROM scenario WHERE name = ?;
 

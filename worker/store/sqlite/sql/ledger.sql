@@ -99,15 +99,16 @@ SELECT * FROM trigger_state WHERE scenario = :scenario;
 
 -- save_trigger_state --
 INSERT INTO trigger_state (
-    scenario, trained_upto, trained_episodes, trained_sessions, last_success_at_ms, last_attempt_at_ms, failures,
-    not_before_ms, trigger_errors, last_trigger_error, paused
+    scenario, trained_upto, trained_episodes, trained_sessions, trained_by_model, last_success_at_ms,
+    last_attempt_at_ms, failures, not_before_ms, trigger_errors, last_trigger_error, paused
 ) VALUES (
-    :scenario, :trained_upto, :trained_episodes, :trained_sessions, :last_success_at_ms, :last_attempt_at_ms, :failures,
-    :not_before_ms, :trigger_errors, :last_trigger_error, :paused
+    :scenario, :trained_upto, :trained_episodes, :trained_sessions, :trained_by_model, :last_success_at_ms,
+    :last_attempt_at_ms, :failures, :not_before_ms, :trigger_errors, :last_trigger_error, :paused
 )
 ON CONFLICT (scenario) DO UPDATE SET
     trained_upto = excluded.trained_upto, trained_episodes = excluded.trained_episodes,
-    trained_sessions = excluded.trained_sessions, last_success_at_ms = excluded.last_success_at_ms,
+    trained_sessions = excluded.trained_sessions, trained_by_model = excluded.trained_by_model,
+    last_success_at_ms = excluded.last_success_at_ms,
     last_attempt_at_ms = excluded.last_attempt_at_ms, failures = excluded.failures,
     not_before_ms = excluded.not_before_ms, trigger_errors = excluded.trigger_errors,
     last_trigger_error = excluded.last_trigger_error, paused = excluded.paused;

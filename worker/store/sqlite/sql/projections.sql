@@ -1,13 +1,16 @@
 -- pending_sessions --
 -- LEFT JOIN: a row that is gone is damage too.
-SELECT scenario.name, session.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
+SELECT
+    scenario.name, session.position, batch.received_at_ms, coalesce(producer_id, '-'),
+    CAST(record.body AS BLOB), record.check_sum
 FROM session
 JOIN scenario USING (scenario_no)
 LEFT JOIN record ON record.position = session.position
 JOIN batch ON batch.batch_no = session.position >> 14
+LEFT JOIN producer USING (producer_no)
 WHERE session.position IS NOT NULL AND session.counted = 0
     AND session.position NOT IN (SELECT row_no FROM damage WHERE table_name = 'record')
-ORDER BY session.session_no LIMIT ?;
+ORDER BY session.position LIMIT ?;
 
 -- pending_graphs --
 SELECT scenario.name, graph.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
@@ -19,6 +22,7 @@ WHERE graph.projected = 0 AND graph.position NOT IN (SELECT row_no FROM damage W
 ORDER BY graph.position LIMIT ?;
 
 -- tasks_due_now --
+-- In the order of the log: a session, which comes with or after the last of its tasks, is not counted before them.
 SELECT task_no, scenario.name, task_id, actions, changed_upto, last_received_ms, session_no, projected_upto, projected_idle
 FROM task JOIN scenario USING (scenario_no)
 WHERE due = 1
@@ -27,7 +31,7 @@ WHERE due = 1
         SELECT 1 FROM session JOIN damage ON damage.table_name = 'record' AND damage.row_no = session.position
         WHERE session.session_no = task.session_no
     )
-ORDER BY task_no;
+ORDER BY changed_upto, task_no;
 
 -- tasks_due_idle --
 SELECT task_no, scenario.name, task_id, actions, changed_upto, last_received_ms, session_no, projected_upto, projected_idle
@@ -56,7 +60,8 @@ SELECT position, kind, CAST(body AS BLOB), check_sum FROM record WHERE task_no =
 
 -- places_of_batches --
 SELECT json_group_array(json_array(
-    batch_no, received_at_ms, coalesce(producer_id, batch_id), coalesce(epoch, 0), coalesce(batch_seq, 0)
+    batch_no, received_at_ms, coalesce(producer_id, '-'),
+    coalesce(producer_id, batch_id), coalesce(epoch, 0), coalesce(batch_seq, 0)
 ))
 FROM json_each(?) AS wanted
 CROSS JOIN batch ON batch.batch_no = wanted.value
@@ -101,7 +106,7 @@ WHERE scenario_no = ?1 AND session_id IN (SELECT value FROM json_each(?2));
 UPDATE graph SET projected = 1 WHERE position IN (SELECT value FROM json_each(?));
 
 -- delete_episodes --
-DELETE FROM episode WHERE origin IN (SELECT value FROM json_each(?));
+DELETE FROM episode WHERE origin IN (SELECT value FROM json_each(?)) RETURNING learn_model;
 
 -- insert_episode --
 INSERT INTO episode (
@@ -111,14 +116,23 @@ INSERT INTO episode (
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- add_count --
-INSERT INTO aggregate (scenario_no, day, holdout, source, measure, names, value) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO aggregate (scenario_no, day, holdout, source, measure, names, producer, value)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET value = value + excluded.value;
 
 -- delete_zero_counts --
 DELETE FROM aggregate INDEXED BY aggregate_gone WHERE scenario_no = ? AND value = 0;
 
 -- count_projection --
-UPDATE scenario SET episodes = episodes + ?, open_tasks = open_tasks - ? WHERE scenario_no = ?;
+UPDATE scenario SET
+    episodes = episodes + :episodes,
+    open_tasks = open_tasks - :first_times,
+    counted_sessions = counted_sessions + :counted_sessions
+WHERE scenario_no = :scenario_no;
+
+-- count_episodes_of --
+INSERT INTO episode_count (scenario_no, learn_model, episodes) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET episodes = episodes + excluded.episodes;
 
 -- forget_tasks --
 UPDATE task SET projected_upto = 0, projected_idle = 0, open_tail = 0 WHERE scenario_no = ? AND projected_upto > 0;
@@ -132,6 +146,9 @@ UPDATE graph SET projected = 0 WHERE scenario_no = ? AND projected = 1;
 -- forget_episodes --
 DELETE FROM episode WHERE scenario_no = ?;
 
+-- forget_episode_counts --
+DELETE FROM episode_count WHERE scenario_no = ?;
+
 -- forget_counts --
 DELETE FROM aggregate WHERE scenario_no = ?;
 
@@ -139,6 +156,7 @@ DELETE FROM aggregate WHERE scenario_no = ?;
 UPDATE scenario SET
     projected_under = coalesce(?2, projected_under),
     episodes = 0,
+    counted_sessions = 0,
     open_tasks = (SELECT count(*) FROM task WHERE task.scenario_no = scenario.scenario_no AND actions > 0)
 WHERE scenario_no = ?1;
 
