@@ -25,7 +25,7 @@ from worker import crash
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.durable import read_file
 from worker.models.files import MODEL_LIMIT
-from worker.training.limits import EXIT_OUT_OF_MEMORY
+from worker.training.limits import EXIT_FILE_TOO_LARGE, EXIT_OUT_OF_MEMORY
 from worker.training.results import RESULT_FILE, TrainingResult, decode_result
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The child did not finish. `reason`: `signal:11`, `oom`, `timeout`, `exit:7` or `bad_output: ...`."""
+    """The child did not finish.
+
+    `reason`: `signal:11`, `oom`, `file_too_large`, `timeout`, `exit:7` or `bad_output: ...`.
+    """
 
     reason: str
     detail: str = ""  # the tail of its standard error
@@ -225,6 +228,8 @@ def _reason(code: int | None) -> str:
             return "lost: it did not end on SIGKILL"
         case _ if code == EXIT_OUT_OF_MEMORY:
             return "oom"
+        case _ if code == EXIT_FILE_TOO_LARGE:
+            return "file_too_large"
         case _ if code < 0:
             return f"signal:{-code}"
         case _:

@@ -21,6 +21,9 @@ EXIT_OUT_OF_MEMORY = 86
 #: Exit status of a child whose parent was gone when it started.
 EXIT_ORPHANED = 87
 
+#: Exit status of a child that wrote a file beyond its limit.
+EXIT_FILE_TOO_LARGE = 88
+
 #: prctl(2): the signal this process gets when the thread that created it ends.
 _PR_SET_PDEATHSIG = 1
 #: Under memory pressure the kernel takes the trainer before the process that ingests.

@@ -8,12 +8,14 @@ anything else is a failed training.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from worker.training.limits import (
+    EXIT_FILE_TOO_LARGE,
     EXIT_ORPHANED,
     EXIT_OUT_OF_MEMORY,
     ChildLimits,
@@ -46,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         sys.stderr.write(f"out of memory at {options.memory_mb} MB; raise SWARM_TRAINING_MEMORY_MB\n")
         return EXIT_OUT_OF_MEMORY
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        sys.stderr.write(f"a file grew beyond {ChildLimits().file_mb} MB\n")
+        return EXIT_FILE_TOO_LARGE
     return 0
 
 
