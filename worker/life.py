@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -20,7 +21,7 @@ from worker.broker.subscriber import Subscriber
 from worker.broker.supervision import supervise
 from worker.broker.watchdog import Watchdog
 from worker.control import Control
-from worker.errors import BrokerUnreachable
+from worker.errors import BrokerUnreachable, WorkerError
 from worker.intake import Intake
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
@@ -132,27 +133,31 @@ class Worker:
         """A group of named tasks: any that dies takes the worker with it, and whoever supervises starts it again."""
         learn_stopping, store_stopping, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            sink = group.create_task(parts.sink.run(parts.inbox, store_stopping), name="sink")
-            runs = group.create_task(parts.runs.run(learn_stopping), name="runs")
+
+            def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+                task = group.create_task(_unless_cancelled(work), name=name)
+                # Cancelled before its first step, it would complain that it was never awaited.
+                task.add_done_callback(lambda _: work.close())
+                return task
+
+            sink = begin(parts.sink.run(parts.inbox, store_stopping), "sink")
+            runs = begin(parts.runs.run(learn_stopping), "runs")
             services = [
                 sink,
                 runs,
-                group.create_task(parts.intake.run(self._stop), name="intake"),
-                group.create_task(parts.projector.run(learn_stopping), name="projector"),
-                group.create_task(parts.scheduler.run(self._stop), name="scheduler"),
-                group.create_task(parts.relay.run(done), name="outbox"),
+                begin(parts.intake.run(self._stop), "intake"),
+                begin(parts.projector.run(learn_stopping), "projector"),
+                begin(parts.scheduler.run(self._stop), "scheduler"),
+                begin(parts.relay.run(done), "outbox"),
             ]
             await parts.runs.recover()
             watchers: list[asyncio.Task[None]] = []
             if await self._unless_stopped(_register_all(parts)):
                 watchers += [
-                    group.create_task(parts.control.run(), name="control"),
-                    *(
-                        group.create_task(dog.run(), name=f"watchdog of {name}")
-                        for name, dog in parts.watchdogs.items()
-                    ),
-                    *(group.create_task(one.failed(), name=f"{one.role} session") for one in parts.sessions),
-                    *(group.create_task(supervise(one), name=f"{one.role} supervision") for one in parts.sessions),
+                    begin(parts.control.run(), "control"),
+                    *(begin(dog.run(), f"watchdog of {name}") for name, dog in parts.watchdogs.items()),
+                    *(begin(one.failed(), f"{one.role} session") for one in parts.sessions),
+                    *(begin(supervise(one), f"{one.role} supervision") for one in parts.sessions),
                 ]
                 self.started.set()
                 parts.status.starting = False
@@ -212,6 +217,20 @@ class Worker:
         await _within(grace * _BROKER_SHARE, parts.listener.last_call())
         await parts.control.settle(grace * _ANSWER_SHARE)
         await _within(grace * _BROKER_SHARE, parts.listener.stop())
+
+
+async def _unless_cancelled(work: Awaitable[None]) -> None:
+    """A part of the worker. One that ends as cancelled, though nobody cancelled it, has failed.
+
+    A task group takes no notice of a task that ends so, and the worker went on without that part.
+    """
+    try:
+        await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise WorkerError("a part of the worker was cancelled, and by nobody of ours") from error
 
 
 async def _within(seconds: float, *steps: Awaitable[None]) -> None:

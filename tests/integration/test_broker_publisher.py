@@ -168,3 +168,35 @@ async def test_an_exchange_or_its_journal_that_is_gone_is_made_again(new_session
         assert failed.value.reason == reason
         await publisher.publish(event)
         assert publisher.stats.published == 2 * (number + 1)
+
+
+async def test_a_channel_that_is_given_up_fails_what_is_in_flight_and_cancels_nobody(new_session: NewSession) -> None:
+    """aiormq cancels what waits on a channel that is closed: a node's other senders, taken for cancelled, were gone."""
+    session = await new_session("publish")
+    channel = await session.open_channel()
+    await channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+    publisher = RabbitPublisher(session)
+    await publisher.publish(message("q"))
+    patient = [asyncio.create_task(publisher.publish(message("q", f"p{number}"))) for number in range(200)]
+    await asyncio.sleep(0)
+    # It gives the channel up, and the broker closes that before it has synced the others.
+    with pytest.raises(PublishFailed, match="did not confirm"):
+        await publisher.publish(message("q", "m"), timeout=0.0)
+    ends = await asyncio.gather(*patient, return_exceptions=True)
+    lost = [end for end in ends if end is not None]
+    assert lost
+    assert {type(end) for end in lost} == {PublishFailed}
+    await publisher.publish(message("q", "m2"))
+
+
+async def test_a_connection_given_up_for_its_silence_fails_a_publish_and_cancels_nobody(
+    new_session: NewSession, amqp_url: str
+) -> None:
+    """Heartbeats end it with a cancellation too; the relay of events was gone with the first one."""
+    async with proxied(f"{amqp_url}?heartbeat=1") as (proxy, url):
+        publisher = RabbitPublisher(await new_session("publish", url=url))
+        await publisher.publish(message("nowhere"), mandatory=False)
+        proxy.half_open()
+        with pytest.raises(PublishFailed) as lost:
+            await publisher.publish(message("nowhere", "m2"), mandatory=False, timeout=20)
+        assert lost.value.reason == "no_connection"

@@ -16,7 +16,7 @@ from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.channel import Channel
 
 from worker.broker.direct_channel import DirectChannel
-from worker.broker.faults import BROKER_ERRORS, channel_refusal, describe
+from worker.broker.faults import BROKER_ERRORS, broker_call, channel_refusal, describe
 from worker.broker.session import Session
 from worker.errors import BrokerRefused, WorkerError
 
@@ -150,8 +150,9 @@ class Consumer:
                 return
             tags, link.tags = link.tags, {}
             try:
-                for tag in tags.values():
-                    await link.channel.basic_cancel(tag, timeout=self._session.call_timeout)
+                with broker_call():
+                    for tag in tags.values():
+                        await link.channel.basic_cancel(tag, timeout=self._session.call_timeout)
             except BROKER_ERRORS as error:
                 log.info("consumer_not_paused", consumer=self.name, reason=describe(error))
                 self.rebuild()
@@ -167,7 +168,8 @@ class Consumer:
                 self.rebuild()
                 return
             try:
-                await self._consume(link)
+                with broker_call():
+                    await self._consume(link)
             except BROKER_ERRORS as error:
                 log.info("consumer_not_resumed", consumer=self.name, reason=describe(error))
                 self.rebuild()
@@ -196,8 +198,9 @@ class Consumer:
         tag = link.tags.pop(queue)
         try:
             # Cancelled first: deleting under a consumer reads like a fault in everybody's log.
-            await link.channel.basic_cancel(tag, timeout=self._session.call_timeout)
-            await link.channel.queue_delete(queue, timeout=self._session.call_timeout)
+            with broker_call():
+                await link.channel.basic_cancel(tag, timeout=self._session.call_timeout)
+                await link.channel.queue_delete(queue, timeout=self._session.call_timeout)
         except BROKER_ERRORS as error:
             log.info("queue_not_deleted", queue=queue, error=describe(error))
 
@@ -208,20 +211,21 @@ class Consumer:
             return
         channel, timeout = link.channel, self._session.call_timeout
         try:
-            for other in [name for name in link.tags if name != queue]:
-                await channel.basic_cancel(link.tags.pop(other), timeout=timeout)
-            for exchange, key in bindings:
-                await channel.queue_unbind(queue, exchange, key, timeout=timeout)
-            # The answer comes after the deliveries that were sent before it: with none left to send, all have arrived.
-            while (await channel.queue_declare(queue, passive=True, timeout=timeout)).message_count:  # noqa: ASYNC110
-                await asyncio.sleep(_FIRST_PAUSE / 10)
+            with broker_call():
+                for other in [name for name in link.tags if name != queue]:
+                    await channel.basic_cancel(link.tags.pop(other), timeout=timeout)
+                for exchange, key in bindings:
+                    await channel.queue_unbind(queue, exchange, key, timeout=timeout)
+                # The answer comes after the deliveries sent before it: with none left to send, all have arrived.
+                while (await channel.queue_declare(queue, passive=True, timeout=timeout)).message_count:  # noqa: ASYNC110
+                    await asyncio.sleep(_FIRST_PAUSE / 10)
         except BROKER_ERRORS as error:
             log.info("queue_not_drained", queue=queue, error=describe(error))
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         """One that died of what nobody foresaw must not do so in silence: nothing would bring this consumer back."""
-        error = None if keeper.cancelled() else keeper.exception()
-        if error is not None:
+        error = asyncio.CancelledError() if keeper.cancelled() else keeper.exception()
+        if error is not None and not self._stopping:
             self._session.fail(WorkerError(f"the consumer {self.name} cannot be kept: {describe(error)}"))
 
     async def _keep(self) -> None:
@@ -262,9 +266,10 @@ class Consumer:
             link = self.link = Link(channel, self._session.generation, self.rebuild)
             self._watch(link)
             try:
-                await channel.basic_qos(prefetch_count=self._prefetch, timeout=self._session.call_timeout)
-                if not self.paused:
-                    await self._consume(link)
+                with broker_call():
+                    await channel.basic_qos(prefetch_count=self._prefetch, timeout=self._session.call_timeout)
+                    if not self.paused:
+                        await self._consume(link)
             except BROKER_ERRORS as error:
                 await self._retire()
                 refusal = channel_refusal(error, f"cannot consume {', '.join(self._queues)}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiormq.exceptions import (
     AMQPError,
@@ -32,6 +35,23 @@ _CERTIFICATE_CURES = {
 }
 _OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _CHANNEL_REFUSALS = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed)
+
+
+@contextmanager
+def broker_call() -> Iterator[None]:
+    """Around every wait for the broker: that the connection was lost is an error there, and never a cancellation.
+
+    aiormq 7.2.4 ends with `CancelledError` what waits on a channel that is closed, or on a connection that was silent
+    for too long. Nobody has cancelled us then; but taken for that, it ended the relay of events and the senders of a
+    node in silence, since a task that was cancelled is no failure to asyncio. Raises `ConnectionError` instead.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("the connection or its channel was given up meanwhile") from error
 
 
 def describe(error: BaseException) -> str:

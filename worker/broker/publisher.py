@@ -20,7 +20,7 @@ from aiormq.exceptions import (
 from pamqp.common import FieldValue
 
 from worker import crash
-from worker.broker.faults import BROKER_ERRORS, describe
+from worker.broker.faults import BROKER_ERRORS, broker_call, describe
 from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
 from worker.errors import BrokerRefused, PublishFailed
@@ -108,7 +108,8 @@ class RabbitPublisher:
                 wait=False,
             )
             # Events have a type, answers to commands have none.
-            await (sending if message.type is None else crash.halfway("event_published", sending))
+            with broker_call():
+                await (sending if message.type is None else crash.halfway("event_published", sending))
         except PublishError as error:
             self.stats.returned += 1
             self._missing = True
@@ -171,7 +172,7 @@ class RabbitPublisher:
         self._channel = None
         if not channel.is_closed:
             log.info("publish_channel_closed", channel=channel.number)
-            with suppress(*BROKER_ERRORS):
+            with suppress(*BROKER_ERRORS), broker_call():
                 await channel.close(timeout=_SECOND_TIMEOUT)
 
 

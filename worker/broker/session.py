@@ -20,7 +20,14 @@ from aio_pika.robust_connection import RobustConnection
 from aiormq.channel import Channel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from worker.broker.faults import BROKER_ERRORS, connection_refusal, describe, hides_the_reason, unreachable_hint
+from worker.broker.faults import (
+    BROKER_ERRORS,
+    broker_call,
+    connection_refusal,
+    describe,
+    hides_the_reason,
+    unreachable_hint,
+)
 from worker.broker.probe import handshake
 from worker.broker.tolerant import tolerate_bad_properties
 from worker.broker.url import BrokerUrl
@@ -104,7 +111,8 @@ class Session:
             return
         with suppress(*BROKER_ERRORS):
             async with asyncio.timeout(self.call_timeout):
-                await connection.close()
+                with broker_call():
+                    await connection.close()
 
     async def open_channel(self, *, confirms: bool = False) -> Channel:
         """A fresh channel. Raises one of `BROKER_ERRORS`, after `call_timeout` at the latest."""
@@ -117,9 +125,13 @@ class Session:
             if transport is None:
                 raise ConnectionError(f"the {self.role} connection is down")
             # A large buffer of frames: the default of 10 costs a task switch every third message.
-            channel = await transport.connection.channel(
-                publisher_confirms=confirms, on_return_raises=True, frame_buffer_size=1000, timeout=self.call_timeout
-            )
+            with broker_call():
+                channel = await transport.connection.channel(
+                    publisher_confirms=confirms,
+                    on_return_raises=True,
+                    frame_buffer_size=1000,
+                    timeout=self.call_timeout,
+                )
         self.generation += 1
         return cast("Channel", channel)
 
@@ -140,13 +152,14 @@ class Session:
 
     async def _connect(self) -> None:
         try:
-            connection = await aio_pika.connect_robust(
-                self.url.dial(self.role),
-                ssl_context=self.url.tls,
-                timeout=self.url.connection_timeout,
-                connection_class=_Connection,
-                reconnect_interval=_FIRST_RECONNECT,
-            )
+            with broker_call():
+                connection = await aio_pika.connect_robust(
+                    self.url.dial(self.role),
+                    ssl_context=self.url.tls,
+                    timeout=self.url.connection_timeout,
+                    connection_class=_Connection,
+                    reconnect_interval=_FIRST_RECONNECT,
+                )
         except BROKER_ERRORS as error:
             refusal = await self._refusal(error)
             if refusal is not None:

@@ -17,7 +17,7 @@ import structlog
 from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from worker.broker.faults import describe
+from worker.broker.faults import broker_call, describe
 from worker.broker.session import Session
 from worker.errors import BrokerRefused
 from worker.wire.names import CONTROL_EXCHANGE, DEAD_EXCHANGE, LEARNING_EXCHANGE, RECORDS_EXCHANGE
@@ -205,7 +205,8 @@ class _Declarer:
 
     async def __aexit__(self, *_: object) -> None:
         if self._channel is not None and not self._channel.is_closed:
-            await self._channel.close(timeout=self._session.call_timeout)
+            with broker_call():
+                await self._channel.close(timeout=self._session.call_timeout)
 
     async def declare(self, item: Exchange | Queue) -> None:
         try:
@@ -263,7 +264,8 @@ class _Declarer:
             self._channel = await self._session.open_channel()
         try:
             async with asyncio.timeout(self._session.call_timeout):
-                await call(self._channel)
+                with broker_call():
+                    await call(self._channel)
         except AMQPError:
             self._channel = None
             raise

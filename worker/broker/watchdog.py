@@ -11,7 +11,7 @@ import asyncio
 import structlog
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from worker.broker.faults import BROKER_ERRORS, describe
+from worker.broker.faults import BROKER_ERRORS, broker_call, describe
 from worker.broker.subscriber import Subscriber
 from worker.errors import WorkerError
 from worker.wire.names import RECORDS_EXCHANGE
@@ -73,7 +73,8 @@ class Watchdog:
         """One check, in bounded time; see `run`. While it asks, what the last one found stands."""
         subscriber = self._subscriber
         try:
-            await self._ask()
+            with broker_call():
+                await self._ask()
         except BROKER_ERRORS as error:
             # No connection, or a broker too busy: the session brings that back, and a new consumer would not help.
             self._proven, self._found = False, f"the broker does not answer: {describe(error)}"
