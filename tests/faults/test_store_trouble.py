@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
@@ -25,7 +24,7 @@ from tests.integration.worker_process import NewWorker, WorkerProcess, until
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 
 #: More than the worker takes in hand, so that some of it must wait at the broker.
-_BATCHES = 240
+_BATCHES = 60
 
 
 @asynccontextmanager
@@ -49,20 +48,18 @@ async def red(
     assert (await worker.scenario_status())["deliveries"]["acked"] == held["deliveries"]["acked"]
 
 
-async def green(worker: WorkerProcess, oracle: Oracle, *, within: float = 25) -> float:
-    """Until all that was issued is stored; the seconds it took."""
-    began = time.monotonic()
+async def green(worker: WorkerProcess, oracle: Oracle) -> None:
+    """Until all that was issued is stored, by itself."""
     everything = 5 * oracle.issued[worker.scenarios[0]]
-    await until(worker.scenario_status, lambda s: s.get("records_received") == everything, within=within)
+    await until(worker.scenario_status, lambda s: s.get("records_received") == everything, within=25)
     await worker.wait_ready()
-    return time.monotonic() - began
 
 
 async def test_a_store_in_trouble_costs_nothing_and_resumes_by_itself(
     new_worker: NewWorker, amqp_url: str, scenario: str, oracle: Oracle
 ) -> None:
     """One worker lives through all of it: locked, moved away and put back, no room and room again, killed meanwhile."""
-    worker = new_worker(scenario)
+    worker = new_worker(scenario, prefetch=32, shutdown_grace="8s")
     own_disk = can_mount()
     with ExitStack() as stack:
         if own_disk:
@@ -72,10 +69,12 @@ async def test_a_store_in_trouble_costs_nothing_and_resumes_by_itself(
             await oracle.publish_many(node, [scenario], 20)
             await green(worker, oracle)
 
+            # Shorter than SQLite waits for a lock by itself; test_worker_store_down.py holds it for longer.
             with locked_by_another(worker):
-                async with red(worker, node, oracle, "SQLITE_BUSY"):
-                    await asyncio.sleep(3)  # the trouble lasts
+                await oracle.publish_many(node, [scenario], _BATCHES)
+                await asyncio.sleep(3)  # the trouble lasts
             await green(worker, oracle)
+            assert not [line for line in worker.log() if line["event"] == "store_down"]
 
             with moved_away(worker.data_dir / "swarm.db"):
                 async with red(worker, node, oracle, "moved, replaced or removed"):
@@ -111,7 +110,8 @@ async def out_of_descriptors(worker: WorkerProcess, node: Node, oracle: Oracle) 
     ready = await worker.stored("facts")
     with no_descriptors(worker):
         await oracle.publish_many(node, [scenario], 40)
-        training = asyncio.create_task(worker.tell("train-now", "--scenario", scenario, "--force", within=40))
+        command = ("train-now", "--scenario", scenario, "--force", "--wait", "--json")
+        training = asyncio.create_task(worker.cli(*command, code=None, within=40))
 
         async def stored() -> int:
             return int((await worker.stored("facts"))["facts"]["records"])
@@ -119,5 +119,6 @@ async def out_of_descriptors(worker: WorkerProcess, node: Node, oracle: Oracle) 
         await until(stored, lambda records: records > ready["facts"]["records"], within=15)
         await asyncio.sleep(2)  # for everything that looks once a second: accepts, checks, readers
     assert worker.running
-    assert (await training)["status"] in ("done", "accepted")
+    answer = (await training).json
+    assert answer["status"] == "done" or "SQLITE_CANTOPEN" in answer["error"], answer
     await green(worker, oracle)
