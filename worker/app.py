@@ -48,6 +48,7 @@ from worker.ops.health import HealthServer
 from worker.ops.metrics import make_registry
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
+from worker.retention import Retention
 from worker.settings import Settings, load_settings
 from worker.sink.batcher import Limits
 from worker.sink.producers import Producers
@@ -301,6 +302,7 @@ class _Kit:
             applier=applier,
             registry=registry,
             relay=relay,
+            retention=Retention(store, clock),
             listener=listener,
             control=control,
             status=status,

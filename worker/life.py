@@ -29,6 +29,7 @@ from worker.models.registry import Registry
 from worker.ops.health import HealthServer
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
+from worker.retention import Retention
 from worker.settings import Settings
 from worker.sink.sink import Sink
 from worker.status import StatusReporter
@@ -67,6 +68,7 @@ class Parts:
     applier: Applier
     registry: Registry
     relay: OutboxRelay
+    retention: Retention
     listener: ControlListener
     control: Control
     status: StatusReporter
@@ -148,6 +150,7 @@ class Worker:
                 begin(parts.intake.run(self._stop), "intake"),
                 begin(parts.projector.run(learn_stopping), "projector"),
                 begin(parts.scheduler.run(self._stop), "scheduler"),
+                begin(parts.retention.run(self._stop), "retention"),
                 begin(parts.relay.run(done), "outbox"),
             ]
             await parts.runs.recover()

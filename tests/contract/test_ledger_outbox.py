@@ -95,3 +95,16 @@ async def test_no_events_are_no_change(store: Store) -> None:
     await store.add_events([])
     await store.mark_sent([], NOW)
     assert await store.events() == []
+
+
+async def test_what_was_sent_long_ago_is_forgotten_oldest_first_and_nothing_else(store: Store, reopen: Reopen) -> None:
+    await store.add_events([event(name) for name in ("old", "older", "young", "waiting")])
+    await store.mark_sent(["old", "older"], NOW + 10)
+    await store.mark_sent(["young"], NOW + 20)
+    assert await store.forget_sent_events(NOW + 10, 5) == 0
+    assert await store.forget_sent_events(NOW + 20, 1) == 1
+    assert [one.event_id for one in await store.events()] == ["waiting", "young", "older"]
+    assert await store.forget_sent_events(NOW + 20, 5) == 1
+    async with reopen(store) as again:
+        assert [one.event_id for one in await again.events()] == ["waiting", "young"]
+        assert await ids(again) == ["waiting"]

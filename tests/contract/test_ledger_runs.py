@@ -390,3 +390,25 @@ async def test_runs_are_listed_newest_first_by_scenario_and_state(store: Store) 
     assert [run.run_id for run in await store.runs("S", states=["queued"])] == ["r3", "r1"]
     assert [run.run_id for run in await store.runs(states=["queued", "running"], limit=3)] == ["other", "r3", "r2"]
     assert await store.runs("S", states=["trained"]) == []
+
+
+# ---------------------------------------------------------------- forgetting
+
+
+async def test_runs_that_left_no_model_are_forgotten_after_their_time_and_no_others(
+    store: Store, reopen: Reopen
+) -> None:
+    epoch = await lease(store)
+    states: list[RunState] = ["failed", "skipped", "trained", "failed"]
+    for number, state in enumerate(states, start=1):
+        name = f"r{number}"
+        await store.create_run(queued(name, window_hi=number))
+        run = await start(store, name, "a", epoch)
+        model = learnt(run_id=name) if state == "trained" else None
+        await finish(store, ended(run, state, ended_at_ms=NOW + number), model)
+    await store.create_run(queued("waiting", window_hi=9))
+    assert await store.forget_fruitless_runs(NOW + 4, 1) == 1
+    assert await store.forget_fruitless_runs(NOW + 4, 10) == 1
+    async with reopen(store) as again:
+        assert [run.run_id for run in await again.runs()] == ["waiting", "r4", "r3"]
+        assert await again.forget_fruitless_runs(NOW + 4, 10) == 0

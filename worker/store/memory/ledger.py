@@ -166,6 +166,21 @@ class Ledger(Role):
         lease_epoch = self._epoch(self._lease_of_run.get(run_id, ""))
         return rules.check_owned(run_id, self._runs.get(run_id), epoch=epoch, lease_epoch=lease_epoch)
 
+    async def forget_fruitless_runs(self, before_ms: int, limit: int) -> int:
+        self._state.require_open()
+        fruitful = {model.run_id for model in self._models.values()}
+        old = [
+            run.run_id
+            for run in self._runs.values()
+            if run.state in ("failed", "skipped")
+            and (run.ended_at_ms or before_ms) < before_ms
+            and run.run_id not in fruitful
+        ][:limit]
+        for run_id in old:
+            del self._runs[run_id]
+            self._lease_of_run.pop(run_id, None)
+        return len(old)
+
     async def run(self, run_id: str) -> Run | None:
         return self._copy(self._runs.get(run_id))
 
@@ -249,6 +264,13 @@ class Ledger(Role):
         self._state.require_open()
         if event_id in self._events:
             self._events[event_id].attempts += 1
+
+    async def forget_sent_events(self, before_ms: int, limit: int) -> int:
+        self._state.require_open()
+        old = [event.event_id for event in self._events.values() if (event.sent_at_ms or before_ms) < before_ms][:limit]
+        for event_id in old:
+            del self._events[event_id]
+        return len(old)
 
     async def events(self, scenario: str | None = None, *, limit: int = 100) -> list[OutboxEvent]:
         return self._newest(

@@ -40,6 +40,10 @@ class Outbox(Protocol):
         """Sending it failed once more."""
         ...
 
+    async def forget_sent_events(self, before_ms: int, limit: int) -> int:
+        """Forget at most so many that were confirmed before this time, oldest first; how many there were."""
+        ...
+
     async def events(self, scenario: str | None = None, *, limit: int = 100) -> list[OutboxEvent]:
         """Newest first, sent or not."""
         ...

@@ -92,6 +92,10 @@ class RunLedger(Protocol):
         """Running -> queued, for a run that a shutdown interrupted."""
         ...
 
+    async def forget_fruitless_runs(self, before_ms: int, limit: int) -> int:
+        """Forget at most so many that failed or were skipped before this time, without a model; how many there were."""
+        ...
+
     async def run(self, run_id: str) -> Run | None:
         """One run."""
         ...

@@ -32,6 +32,11 @@ class Outbox(Role):
     async def mark_attempt(self, event_id: str) -> None:
         await self._database.write(lambda connection: change(connection, "mark_event_attempt", event_id=event_id))
 
+    async def forget_sent_events(self, before_ms: int, limit: int) -> int:
+        return await self._database.write(
+            lambda connection: change(connection, "forget_sent_events", before_ms=before_ms, limit=limit)
+        )
+
     async def events(self, scenario: str | None = None, *, limit: int = 100) -> list[OutboxEvent]:
         if scenario is None:
             return await self._database.read(lambda connection: select(connection, OutboxEvent, "events", limit=limit))

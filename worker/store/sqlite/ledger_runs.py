@@ -119,6 +119,11 @@ class RunLedger(Role):
 
         await self._database.write(requeue)
 
+    async def forget_fruitless_runs(self, before_ms: int, limit: int) -> int:
+        return await self._database.write(
+            lambda connection: change(connection, "forget_fruitless_runs", before_ms=before_ms, limit=limit)
+        )
+
     async def run(self, run_id: str) -> Run | None:
         return await self._database.read(lambda connection: _run(connection, run_id))
 

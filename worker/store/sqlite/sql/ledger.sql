@@ -94,6 +94,14 @@ SELECT * FROM training_run
 WHERE state IN (SELECT value FROM json_each(:states)) AND (:scenario IS NULL OR scenario = :scenario)
 ORDER BY seq DESC LIMIT :limit;
 
+-- forget_fruitless_runs --
+DELETE FROM training_run WHERE seq IN (
+    SELECT seq FROM training_run
+    WHERE state IN ('failed', 'skipped') AND ended_at_ms < :before_ms
+        AND run_id NOT IN (SELECT run_id FROM model)
+    ORDER BY seq LIMIT :limit
+);
+
 -- trigger_state --
 SELECT * FROM trigger_state WHERE scenario = :scenario;
 
@@ -180,6 +188,9 @@ UPDATE outbox SET sent_at_ms = max(:now_ms, created_at_ms) WHERE event_id = :eve
 
 -- mark_event_attempt --
 UPDATE outbox SET attempts = attempts + 1 WHERE event_id = :event_id;
+
+-- forget_sent_events --
+DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE sent_at_ms < :before_ms ORDER BY seq LIMIT :limit);
 
 -- events --
 SELECT * FROM outbox ORDER BY seq DESC LIMIT :limit;
