@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
+from urllib.parse import unquote
 
 from msgspec.structs import replace
+from pydantic import SecretStr
 
 from worker.episodes.model import LearnModel
 from worker.episodes.projection import learn_models
@@ -80,3 +82,27 @@ def control_keys(settings: Settings) -> Mapping[str, bytes]:
         return parse_keys(settings.control_key.get_secret_value())
     except ValueError as error:
         raise ConfigurationError(f"SWARM_CONTROL_KEY: {error}") from None
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Every secret of the settings as it might turn up in a text: whole, and in its parts."""
+    found = []
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            found += _forms(name, value.get_secret_value())
+    return [*found, *_password_in(settings.store_url or "")]
+
+
+def _forms(name: str, secret: str) -> list[str]:
+    if name == "control_key":
+        return [key.strip().partition(":")[2] or key.strip() for key in secret.split(",")]
+    # The broker's address itself may be told, masked; a webhook's may not, since what names it is often its key.
+    return _password_in(secret) if name == "amqp_url" else [secret, *_password_in(secret)]
+
+
+def _password_in(url: str) -> list[str]:
+    """Also of a URL that is none: whoever mistyped it has a password in it all the same."""
+    credentials = url.partition("://")[2].rpartition("@")[0]
+    password = credentials.partition(":")[2]
+    return [password, unquote(password)]

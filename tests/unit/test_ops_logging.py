@@ -9,7 +9,8 @@ import orjson
 import pytest
 import structlog
 
-from worker.ops.logging import MASK, configure_logging, redact
+from worker.ops.logging import configure_logging
+from worker.redaction import MASK, redact
 
 
 @pytest.fixture(autouse=True)

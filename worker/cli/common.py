@@ -19,6 +19,7 @@ from rich.text import Text
 
 from worker.cli.written import default, form
 from worker.clock import SystemClock
+from worker.configuration import secrets_of
 from worker.errors import ConfigurationError, NotFound, StoreCorrupt
 from worker.ops.logging import configure_logging
 from worker.settings import Settings, load_settings
@@ -59,7 +60,7 @@ def settings_options(*names: str, serves: bool = False) -> Callable[[Callable[P,
             flags = {name: kwargs.pop(name) for name in chosen}
             settings = load_settings(**flags)
             level = settings.log_level if serves or "log_level" in settings.model_fields_set else "critical"
-            configure_logging(level, settings.log_format)
+            configure_logging(level, settings.log_format, secrets=secrets_of(settings))
             return command(*args, settings=settings, **kwargs)  # type: ignore[arg-type]  # ParamSpec cannot say "plus one"
 
         for name in reversed(chosen):

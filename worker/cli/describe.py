@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from worker import __version__
 from worker.cli.common import json_option, print_json, settings_options, table
 from worker.cli.written import written
-from worker.ops.logging import MASK, redact
+from worker.redaction import MASK, redact
 from worker.settings import Settings
 
 

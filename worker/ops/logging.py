@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Literal
 
 import orjson
 import structlog
 
-#: user:password@ in any URL, up to the last @ before the path: a password may hold one that was not written as %40.
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
-_SECRET_KEYS = re.compile(r"password|secret|token|signature|authorization|control_key|api_key", re.IGNORECASE)
-MASK = "***"
+from worker.redaction import MASK, Redactor, is_secret_name
 
 
-def redact(value: Any) -> Any:
-    """The value with credentials of URLs and everything under a secret's name masked, at any depth."""
-    if isinstance(value, str):
-        return _URL_CREDENTIALS.sub(f"{MASK}@", value)
-    if isinstance(value, dict):
-        return {key: MASK if _SECRET_KEYS.search(str(key)) else redact(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
-    return value
+def _redaction(secrets: Iterable[str]) -> structlog.typing.Processor:
+    redact = Redactor(secrets)
 
+    def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        for key in list(event):
+            event[key] = MASK if is_secret_name(key) else redact(event[key])
+        return event
 
-def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key in list(event):
-        event[key] = MASK if _SECRET_KEYS.search(key) else redact(event[key])
-    return event
+    return redact_event
 
 
 def _without_library_traces(record: logging.LogRecord) -> bool:
@@ -50,8 +40,13 @@ def _to_json(event: Any, **_: Any) -> str:
     return orjson.dumps(event, default=repr).decode()
 
 
-def configure_logging(level: str, log_format: Literal["auto", "json", "console"]) -> None:
-    """Set up structlog and the standard library's loggers to write the same lines to standard error."""
+def configure_logging(
+    level: str, log_format: Literal["auto", "json", "console"], *, secrets: Iterable[str] = ()
+) -> None:
+    """Set up structlog and the standard library's loggers to write the same lines to standard error.
+
+    `secrets` are masked by value, wherever they turn up.
+    """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -65,7 +60,7 @@ def configure_logging(level: str, log_format: Literal["auto", "json", "console"]
     finish: list[structlog.typing.Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.format_exc_info,
-        _redact_event,
+        _redaction(secrets),
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if console
         else structlog.processors.JSONRenderer(serializer=_to_json),

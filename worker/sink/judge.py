@@ -9,6 +9,7 @@ import structlog
 from worker.broker.port import Delivery
 from worker.clock import Clock
 from worker.episodes.rules import Rules
+from worker.redaction import MASK, is_secret_name
 from worker.sink.producers import Producers, Sender
 from worker.store.port import Incoming, IncomingBatch, IncomingReject, QuarantineEntry
 from worker.wire.codec import decode_batch
@@ -157,6 +158,8 @@ def _kept_headers(delivery: Delivery) -> dict[str, str]:
     """The delivery's headers, with what a replay needs to read the body and to check its sender again."""
     # A header of the sender's own may be called like what only the broker can say.
     kept = {name: value for name, value in delivery.headers.items() if name != "user_id"}
+    # Whoever looks at the quarantine must not read there what somebody proved himself by.
+    kept = {name: MASK if is_secret_name(name) else value for name, value in kept.items()}
     kept["routing_key"] = delivery.routing_key
     if delivery.user_id is not None:
         kept["user_id"] = delivery.user_id
