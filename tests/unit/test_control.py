@@ -169,7 +169,7 @@ async def test_a_pause_sent_to_one_scenarios_workers_pauses_no_other(world: Worl
     assert [command.scenario for command in world.done] == ["S"]
 
     row = StoredCommand(
-        command_id="left", command="pause", scenario="S", received_at_ms=0,
+        command_id="left@w1", command="pause", scenario="S", received_at_ms=0,
         body=b'{"schema_version": 1, "command": "pause", "command_id": "left"}',
     )  # fmt: skip
     await world.store.accept_command(row)
