@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,8 @@ from msgspec import Raw
 from worker.clock import ManualClock
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
+from worker.learning.counts import CountRow
+from worker.learning.shares import WHOLE
 from worker.projector import Projector
 from worker.store.port import EpisodeFilter, IncomingBatch, PendingSession, PendingTask, Store
 from worker.wire.codec import record_to_json
@@ -90,10 +93,14 @@ def deliveries(records: Sequence[Record], seed: int) -> list[list[IncomingBatch]
     batches: list[IncomingBatch] = []
     while line:
         size = chance.randint(1, 6)
-        part, line = line[:size], line[size:]
+        # All copies of a task's records come from one node: whoever sends what another has sent is a duplicate.
+        node = _node(line[0])
+        part = [record for record in line[:size] if _node(record) == node]
+        line = [record for record in line[:size] if _node(record) != node] + line[size:]
         ends = {r.task_id for r in part if isinstance(r, ActionRecord) and RULES.is_terminal(r.action)}
         body = msgspec.json.encode(part)
-        identity = BatchIdentity(f"node-{seed}", 0, len(batches), None)
+        # Numbered from the seed, so that what another order gave is another batch.
+        identity = BatchIdentity(node, seed, len(batches), None)
         batch = Batch(identity, hashlib.sha256(body).digest(), list(part), None, 0)
         batches.append(
             IncomingBatch(scenario="S", batch=batch, body=body, received_at_ms=NOW, terminal_tasks=frozenset(ends))
@@ -106,6 +113,12 @@ def deliveries(records: Sequence[Record], seed: int) -> list[list[IncomingBatch]
         groups.append(batches[:size])
         batches = batches[size:]
     return groups
+
+
+def _node(record: Record) -> str:
+    """The node that sends it: a task's records have one, sessions and graphs have theirs."""
+    name = record.task_id if isinstance(record, ActionRecord) else record_to_json(record).decode()
+    return f"node-{crc32(name.encode()) % 3}"
 
 
 async def exported(store: Store) -> list[bytes]:
@@ -141,10 +154,14 @@ def projector(store: Store, clock: ManualClock) -> Projector:
     )
 
 
-async def learnt(store: Store) -> tuple[list[Any], dict[Any, int]]:
-    """Episodes and counts."""
+async def learnt(store: Store) -> tuple[list[Any], dict[Any, int], Any, list[CountRow]]:
+    """Episodes and counts; whose they are; and what a training with a cap on producers would take of them."""
     found: AsyncIterator[Any] = store.episodes("S", EpisodeFilter())
-    return [episode async for episode in found], dict(await store.counts("S"))
+    totals = await store.producers("S")
+    rows: list[CountRow] = []
+    for holdout in (False, True):
+        await store.learnable_counts("S", rows.extend, holdout=holdout, weights=dict.fromkeys(totals, WHOLE // 3))
+    return [episode async for episode in found], dict(await store.counts("S")), totals, rows
 
 
 @EXAMPLES

@@ -9,16 +9,24 @@ import pytest
 
 from tests.unit.training_world import World, eventually, opened, worker_over
 from worker.clock import ManualClock
+from worker.episodes.projection import learn_models
+from worker.episodes.rules import Rules
 from worker.errors import ConfigurationError, StoreUnavailable
+from worker.learning.firing import evaluate
 from worker.learning.trigger_context import TriggerContext
 from worker.learning.trigger_text import parse_trigger
 from worker.learning.triggers import TrainTrigger
+from worker.projector import project_item
+from worker.settings import LEARN_MODELS
 from worker.store.port import ScenarioFacts, TriggerState
 from worker.training.endings import after_failure, after_skip, after_success, backoff, has_news
 from worker.training.inputs import FrozenFacts
 from worker.training.modes import ProcessorMode, parse_mode, require_runnable
 from worker.training.scheduler import TriggerScheduler
 from worker.training.waiting import waiting_text
+
+RULES = Rules()
+MODELS = learn_models(LEARN_MODELS, RULES)
 
 
 class Broken:
@@ -66,6 +74,42 @@ async def test_a_count_fires_once_with_its_figures_and_not_again_while_the_run_w
         assert run.trigger["kind"] == "count"
         assert run.trigger["values"]["thresholds"] == {"new_episodes": 20}
         assert await timer.waiting_for("S") == "a training is queued"
+
+
+async def test_what_is_stored_but_not_projected_is_no_news_yet(tmp_path: Path) -> None:
+    """A run of it found nothing to learn, and the trigger then waited 30 s."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        timer = scheduler(world, "always")
+        await world.feed(3, project=False, session="s1")
+        assert (await store.facts("S")).sessions == 1
+        assert not await timer.check("S")
+        assert await timer.waiting_for("S") == "new episodes or sessions"
+        await world.project()
+        assert (await store.facts("S")).counted_sessions == 1
+        assert await timer.check("S")
+
+
+async def test_whoever_sees_a_session_sees_its_episodes(tmp_path: Path) -> None:
+    """However small the rounds: a session is counted after its tasks, not before them."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        for number in range(5):
+            await world.feed(4, project=False, session=f"s{number}")
+        seen = 0
+        while items := await store.pending(now_ms=world.tools.clock.now_ms(), idle_ms=900_000, limit=1):
+            await store.project([project_item(item, RULES, MODELS)[0] for item in items])
+            facts = await store.facts("S")
+            assert facts.episodes_by_model.get("worker_decision_sequence", 0) >= 4 * facts.counted_sessions
+            seen = facts.counted_sessions
+        assert seen == 5
+
+
+async def test_an_episode_of_another_learn_model_is_news_but_does_not_count(tmp_path: Path) -> None:
+    """Dependency graphs, say, where the first learn model is about actions (decision f)."""
+    context = TriggerContext(event_count=3, last_train_count=3, now_ms=10_000, first_record_at_ms=0, other_news=True)
+    assert evaluate(parse_trigger("count(1)"), context) is None
+    assert evaluate(parse_trigger("every(1s)"), context) is not None
 
 
 async def test_after_a_training_only_new_data_count_and_a_restart_changes_nothing(tmp_path: Path) -> None:

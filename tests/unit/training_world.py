@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec import Raw
+
 from worker.clock import SystemClock
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
@@ -35,7 +37,7 @@ from worker.training.runs import RunManager
 from worker.training.trigger_book import TriggerBook
 from worker.wire.codec import decode_batch, encode_batch
 from worker.wire.events import Event, decode_event
-from worker.wire.records import ActionRecord, Batch
+from worker.wire.records import ActionRecord, Batch, LearnStatsRecord, Success
 
 CONFIG = TrainingConfig(max_sessions=20, holdout=0.3, gate=GateConfig(min_samples=1))
 TIMING = Timing(lease_ttl=5.0, renew=0.1, progress=0.02, cooldown=0.0, first_backoff=30.0)
@@ -92,28 +94,49 @@ class World:
     runs: RunManager
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     seq: int = 0
+    fed: Counter[str] = field(default_factory=Counter)
 
-    async def feed(self, tasks: int, *, scenario: str = "S", good: Callable[[int], bool] = lambda n: n % 3 > 0) -> None:
-        """Ingest tasks of a few actions in one batch and project them."""
+    async def feed(
+        self,
+        tasks: int,
+        *,
+        scenario: str = "S",
+        good: Callable[[int], bool] = lambda n: n % 3 > 0,
+        producer: str = "p",
+        session: str | None = None,
+        lies: bool = False,
+        project: bool = True,
+    ) -> None:
+        """Ingest tasks of a few actions in one batch (and the end of `session`, theirs) and project them.
+
+        Good ones begin with `look` and succeed; who lies says that `guess` does it.
+        """
         records: list[Any] = []
         for n in range(tasks):
-            task = f"t{self.seq}-{n}"
-            names = ("look", "open", "done") if good(n) else ("guess", "open", "give_up")
+            # By producer, so that whether a task is held out does not depend on who came first.
+            task = f"{producer}-{self.fed[producer]}"
+            self.fed[producer] += 1
+            names = ("look", "open", "done") if good(n) != lies else ("guess", "open", "done")
+            if not good(n):
+                names = (*names[:2], "give_up")
             records += [
-                ActionRecord(task_id=task, tick=tick, worker_id=n % 3, action=name, event_id=tick)
+                ActionRecord(task_id=task, tick=tick, worker_id=n % 3, action=name, event_id=tick, session_id=session)
                 for tick, name in enumerate(names)
             ]
-        body = encode_batch(records, producer_id="p", producer_epoch=0, batch_seq=self.seq)
+        terminal = frozenset(record.task_id for record in records)
+        if session is not None:
+            records.append(LearnStatsRecord(session, Raw(b"{}"), Success(1.0), 3, len(records)))
+        body = encode_batch(records, producer_id=producer, producer_epoch=0, batch_seq=self.seq)
         self.seq += 1
         batch = decode_batch(body, scenario=scenario)
         assert isinstance(batch, Batch)
-        terminal = frozenset(record.task_id for record in records)
         now_ms = self.tools.clock.now_ms()
         incoming = IncomingBatch(
             scenario=scenario, batch=batch, body=body, received_at_ms=now_ms, terminal_tasks=terminal
         )
         assert isinstance((await self.store.ingest([incoming]))[0], Stored)
-        await self.project()
+        if project:
+            await self.project()
 
     async def project(self) -> None:
         """Bring the projections up to the log."""
@@ -159,6 +182,7 @@ def worker_over(
     applicator: Applicator | None = None,
     launcher: ChildLauncher | None = None,
     timing: Timing = TIMING,
+    config: TrainingConfig = CONFIG,
     scenarios: tuple[str, ...] = ("S",),
     parallel: int = 1,
 ) -> World:
@@ -174,7 +198,7 @@ def worker_over(
     )  # fmt: skip
     tools = Tools(
         store=store, book=TriggerBook(store), registry=registry, announcer=announcer,
-        launcher=launcher or ChildLauncher(timeout=30, memory_mb=1024, grace=0.5), clock=clock, config=CONFIG,
+        launcher=launcher or ChildLauncher(timeout=30, memory_mb=1024, grace=0.5), clock=clock, config=config,
         runs_dir=data_dir / "runs", owner=f"w.{boot}", timing=timing,
     )  # fmt: skip
     runs = RunManager(tools, applier, scenarios=scenarios, max_parallel=parallel)

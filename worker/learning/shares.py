@@ -12,8 +12,8 @@ from statistics import median
 
 from msgspec import Struct
 
-#: Weights are whole millionths, since counts are whole numbers: their sums do not depend on an order.
-WHOLE = 1_000_000
+#: Weights are whole billionths, since counts are whole numbers: their sums do not depend on an order.
+WHOLE = 1_000_000_000
 #: A producer always brings this many episodes. Otherwise the first episode of a new node would take the weight from
 #: all that an older one has told.
 ALWAYS = 100
@@ -28,7 +28,7 @@ class ProducerTotals(Struct, frozen=True, kw_only=True):
 
 
 def producer_weights(totals: Mapping[str, ProducerTotals], share: float) -> dict[str, int]:
-    """The weight of each producer that is capped, in millionths; the others count whole.
+    """The weight of each producer that is capped, in billionths; the others count whole.
 
     With n producers none brings more than `max(share, 1/n)` (0-1) of what all together bring after the cap, but for
     `ALWAYS`. A producer's size is its episodes; where they are longer than usual (the median over the producers), as

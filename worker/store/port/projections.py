@@ -164,7 +164,7 @@ class Projections(Protocol):
         """Hand the aggregates to `take`, a chunk of rows at a time and all as of one moment, whatever is stored.
 
         Of each of `families` the best supported names, the others summed (`worker.learning.bounds`); counts of the
-        producers in `weights` are multiplied by so many millionths. `take` may be called in a thread of the store's.
+        producers in `weights` are multiplied by so many billionths. `take` may be called in a thread of the store's.
         """
         ...
 

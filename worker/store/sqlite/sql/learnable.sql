@@ -22,7 +22,7 @@ WHERE scenario_no = :scenario_no AND day = days.value AND holdout IN (0, 1) AND 
 GROUP BY source, producer, measure;
 
 -- best_supported --
--- total, not sum: absurd counts must not overflow. Exact up to 2^53 millionths, above that it only ranks.
+-- total, not sum: absurd counts must not overflow. Exact up to 2^53 billionths, above that it only ranks.
 SELECT names
 FROM json_each(:days) AS days
 CROSS JOIN json_each(:ranked_by) AS measures
