@@ -73,6 +73,9 @@ async def test_a_body_that_kills_its_decoder_is_quarantined_and_every_neighbour_
     assert (entry["reason"], entry["headers"]["message_id"], entry["seen"]) == ("crashed_decoder", "poison", 1)
     assert "signal:9" in entry["detail"]
     assert (await worker.cli("quarantine", "show", str(entry["entry_id"]), "--body")).out == poison
+    # A replay dies of it no more than the worker does, and its decoder is as bad as before.
+    replayed = (await worker.tell("quarantine", "replay", "--scenario", scenario))["result"]
+    assert replayed["entries"] == {str(entry["entry_id"]): "crashed_decoder"}
     assert sorted(await worker.exported()) == sorted(sent)
     async with node_at(amqp_url) as node:
         await until(lambda: depth(node, f"swarm.records.{scenario}"), lambda n: n == 0)

@@ -19,8 +19,8 @@ from worker.store.quarantine_rows import room_of
 
 log = structlog.get_logger(__name__)
 
-#: Bytes and entries read at once; an entry keeps at most 1 MB.
-_PAGE_BYTES, _FEWEST, _MOST = 4_000_000, 4, 64
+#: Entries read at once; an entry keeps at most 1 MB.
+_PAGE = 64
 #: One file takes a sixteenth of the limit: half a second of writing at 256 MB.
 _SHARE = 16
 #: Entries forgotten in one transaction.
@@ -52,7 +52,8 @@ class QuarantineKeeper:
     async def make_room(self) -> None:
         """Move the oldest entries out while there are too many. Raises `StoreUnavailable`: then nothing is lost."""
         while (room := await self._store.quarantine_room()).bytes > self._limit and room.entries > 1:
-            entries = await self._oldest(min(_MOST, max(_FEWEST, _PAGE_BYTES * room.entries // room.bytes)))
+            share = self._limit // _SHARE
+            entries = await self._oldest(share, at_once=min(_PAGE, share * room.entries // room.bytes + 1))
             try:
                 path = await asyncio.to_thread(self._files.write, entries)
             except OSError as error:
@@ -80,11 +81,11 @@ class QuarantineKeeper:
             deleted=max(0, room.moved - usage.entries),
         )
 
-    async def _oldest(self, at_once: int) -> list[QuarantineEntry]:
+    async def _oldest(self, share: int, *, at_once: int) -> list[QuarantineEntry]:
         """The entries of one file. The newest of all stays where it is, so that no number is ever given out again."""
         found: list[QuarantineEntry] = []
         size = 0
-        while size < self._limit // _SHARE:
+        while size < share:
             after = found[-1].entry_id if found else 0
             page = await self._store.quarantine_list(limit=at_once + 1, after=after)
             found += page[:-1]
