@@ -193,6 +193,7 @@ class _Kit:
             models_of=self.learn_models.__getitem__,
             idle_ms=round(settings.idle_timeout * 1000),
             busy=sink.busy,
+            scenarios=scenarios,
         )
         registry = Registry(store, ModelFiles(settings.data_dir))
         announcer = Announcer(settings.worker_id)

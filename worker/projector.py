@@ -79,7 +79,9 @@ class Projector:
         models_of: Callable[[str], Sequence[LearnModel]],
         idle_ms: int,
         busy: Callable[[], bool],
+        scenarios: Sequence[str] | None = None,
     ) -> None:
+        """`scenarios` are those that have rules; None: all. What others left in the store waits for theirs."""
         self.stats = ProjectorStats()
         self._store = store
         self._clock = clock
@@ -87,6 +89,7 @@ class Projector:
         self._models_of = models_of
         self._idle_ms = idle_ms
         self._busy = busy
+        self._scenarios = scenarios
         self._stored = asyncio.Event()
         #: Two rounds at once would read the same pending items and count them twice.
         self._turn = asyncio.Lock()
@@ -157,7 +160,9 @@ class Projector:
         return BUSY_ROUND_ACTIONS if self._busy() else ROUND_ACTIONS
 
     async def _round(self, limit: int) -> list[Pending]:
-        items = await self._store.pending(now_ms=self._clock.now_ms(), idle_ms=self._idle_ms, limit=limit)
+        items = await self._store.pending(
+            now_ms=self._clock.now_ms(), idle_ms=self._idle_ms, limit=limit, scenarios=self._scenarios
+        )
         self.stats.rounds += 1
         self.stats.lag_ms = self._lag(items)
         if not items:

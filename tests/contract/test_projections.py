@@ -207,3 +207,19 @@ async def test_open_tasks_are_those_no_projection_has_taken(store: Store) -> Non
     assert (await store.facts("S")).open_tasks == 1
     await project_all(store)
     assert (await store.facts("S")).open_tasks == 1
+
+
+async def test_only_what_the_asked_scenarios_left_is_pending(store: Store) -> None:
+    """A scenario that is no longer served has no rules to be projected by."""
+    await store.ingest(
+        [
+            incoming(action(0), stats(), graph(), seq=1, scenario="gone", ends=["t"]),
+            incoming(action(0), stats(), graph(), seq=1, scenario="here", ends=["t"]),
+            incoming(action(0, task_id="idle"), seq=2, scenario="gone"),
+        ]
+    )
+    items = await store.pending(now_ms=NOW + IDLE, idle_ms=IDLE, limit=100, scenarios=["here", "unknown"])
+    assert {item.task.scenario if isinstance(item, PendingTask) else item.scenario for item in items} == {"here"}
+    assert len(items) == 3
+    assert len(await store.pending(now_ms=NOW + IDLE, idle_ms=IDLE, limit=100)) == 7
+    assert await store.pending(now_ms=NOW, idle_ms=IDLE, limit=100, scenarios=[]) == []

@@ -56,7 +56,9 @@ class Shelf:
         self.emptied = asyncio.Event()
         self.asked = asyncio.Event()
 
-    async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
+    async def pending(
+        self, *, now_ms: int, idle_ms: int, limit: int, scenarios: Sequence[str] | None = None
+    ) -> list[Pending]:
         """All of it."""
         self.limits.append(limit)
         self.times.append((now_ms, idle_ms))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from worker.episodes.episode import Episode
@@ -28,21 +28,23 @@ from worker.wire.records import INT64_MAX, Unknown, score_of
 class Projections(Role):
     """`worker.store.port.Projections`, and `Facts` but for the trigger state, in memory."""
 
-    async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
+    async def pending(
+        self, *, now_ms: int, idle_ms: int, limit: int, scenarios: Sequence[str] | None = None
+    ) -> list[Pending]:
         """Items that are ready."""
         self._state.require_open()
         items: list[Pending] = []
         left = limit
-        for item, size in self._ready(now_ms - idle_ms):
+        for item, size in self._ready(now_ms - idle_ms, [*self._state.scenarios] if scenarios is None else scenarios):
             if left <= 0 and items:
                 break
             items.append(item)
             left -= size
         return items
 
-    def _ready(self, quiet_since: int) -> Iterator[tuple[Pending, int]]:
+    def _ready(self, quiet_since: int, scenarios: Iterable[str]) -> Iterator[tuple[Pending, int]]:
         ready: list[tuple[tuple[int, int], Pending, int]] = []
-        for scenario, log in ((name, self._state.log(name)) for name in self._state.scenarios):
+        for scenario, log in ((name, self._log(name)) for name in scenarios):
             for task in log.tasks.values():
                 if task.due(quiet_since):
                     item = _pending_task(scenario, log, task, quiet_since)

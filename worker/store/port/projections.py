@@ -88,8 +88,10 @@ class Session(Struct, kw_only=True):
 class Projections(Protocol):
     """What is derived from the log, and can be dropped and rebuilt from it."""
 
-    async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
-        """Items that are ready, at least one where any is; `limit` bounds the number of actions read.
+    async def pending(
+        self, *, now_ms: int, idle_ms: int, limit: int, scenarios: Sequence[str] | None = None
+    ) -> list[Pending]:
+        """Items of `scenarios` (None: of all) that are ready, at least one; `limit` bounds the number of actions read.
 
         In the order of the log: a session comes after those of its tasks that were closed by then.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import chain
 from operator import itemgetter
@@ -30,20 +30,27 @@ _Candidate: TypeAlias = tuple[tuple[int, int], int, Any]
 
 
 def read_pending(
-    connection: sqlite3.Connection, *, now_ms: int, idle_ms: int, limit: int, damaged: list[Found]
+    connection: sqlite3.Connection,
+    *,
+    now_ms: int,
+    idle_ms: int,
+    limit: int,
+    scenarios: Sequence[str] | None,
+    damaged: list[Found],
 ) -> list[Pending]:
     """See the port. At least one item where any is ready and sound, however many actions it has.
 
     Rows that are damaged are added to `damaged`; what they belong to is not among the items.
     """
     quiet_since = now_ms - idle_ms
+    served = None if scenarios is None else msgspec.json.encode(list(scenarios)).decode()
     due_now = merge(
-        _tasks_due_now(connection),
-        _sessions(connection, limit, damaged),
-        _graphs(connection, limit, damaged),
+        _tasks(connection.execute(SQL["tasks_due_now"], (served,))),
+        _sessions(connection.execute(SQL["pending_sessions"], (limit, served)), damaged),
+        _graphs(connection.execute(SQL["pending_graphs"], (limit, served)), damaged),
         key=itemgetter(0),
     )
-    candidates = chain(due_now, _tasks_due_idle(connection, quiet_since))
+    candidates = chain(due_now, _tasks(connection.execute(SQL["tasks_due_idle"], (quiet_since, served))))
     items: list[Pending] = []
     tasks: list[Any] = []
     for item in _up_to(limit, candidates):
@@ -63,8 +70,8 @@ def checked(scenario: str, row: Row, damaged: list[Found]) -> Record | None:
         return None
 
 
-def _sessions(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[_Candidate]:
-    for scenario, position, received_at_ms, producer, *columns in connection.execute(SQL["pending_sessions"], (limit,)):
+def _sessions(rows: Iterable[Any], damaged: list[Found]) -> Iterator[_Candidate]:
+    for scenario, position, received_at_ms, producer, *columns in rows:
         record: Any = checked(scenario, Row(position, LEARN_STATS, None, None, *columns), damaged)
         if record is not None:
             batch_no = position >> PLACE_BITS
@@ -74,8 +81,8 @@ def _sessions(connection: sqlite3.Connection, limit: int, damaged: list[Found]) 
             yield (batch_no, 1), 1, item
 
 
-def _graphs(connection: sqlite3.Connection, limit: int, damaged: list[Found]) -> Iterator[_Candidate]:
-    for columns in connection.execute(SQL["pending_graphs"], (limit,)):
+def _graphs(rows: Iterable[Any], damaged: list[Found]) -> Iterator[_Candidate]:
+    for columns in rows:
         graph = pending_graph(columns, damaged)
         if graph is not None:
             yield (graph.batch_no, 1), 1, graph
@@ -99,13 +106,9 @@ def pending_graph(columns: tuple[Any, ...], damaged: list[Found]) -> PendingGrap
     )
 
 
-def _tasks_due_now(connection: sqlite3.Connection) -> Iterator[_Candidate]:
+def _tasks(rows: Iterable[Any]) -> Iterator[_Candidate]:
     # Before the sessions of the same batch: whoever sees a session counted sees the episodes of its tasks.
-    return (((row[4], 0), row[3], row) for row in connection.execute(SQL["tasks_due_now"]))
-
-
-def _tasks_due_idle(connection: sqlite3.Connection, quiet_since: int) -> Iterator[_Candidate]:
-    return (((row[4], 0), row[3], row) for row in connection.execute(SQL["tasks_due_idle"], (quiet_since,)))
+    return (((row[4], 0), row[3], row) for row in rows)
 
 
 def _up_to(limit: int, candidates: Iterable[_Candidate]) -> Iterator[Any]:

@@ -29,12 +29,21 @@ _LEARN_MODEL = 3
 class Projections(Role):
     """The writing half of `worker.store.port.Projections` on SQLite."""
 
-    async def pending(self, *, now_ms: int, idle_ms: int, limit: int) -> list[Pending]:
+    async def pending(
+        self, *, now_ms: int, idle_ms: int, limit: int, scenarios: Sequence[str] | None = None
+    ) -> list[Pending]:
         """Items that are ready."""
         while True:
             found: list[Found] = []
             items = await self._database.read(
-                lambda db: read_pending(db, now_ms=now_ms, idle_ms=idle_ms, limit=limit, damaged=found)  # noqa: B023
+                lambda db: read_pending(
+                    db,
+                    now_ms=now_ms,
+                    idle_ms=idle_ms,
+                    limit=limit,
+                    scenarios=scenarios,
+                    damaged=found,  # noqa: B023
+                )
             )
             # Again, since what is damaged took the place of others. Each time round notes a row that was not known.
             if not await self._note_damage(found):

@@ -10,7 +10,8 @@ JOIN batch ON batch.batch_no = session.position >> 14
 LEFT JOIN producer USING (producer_no)
 WHERE session.position IS NOT NULL AND session.counted = 0
     AND session.position NOT IN (SELECT row_no FROM damage WHERE table_name = 'record')
-ORDER BY session.position LIMIT ?;
+    AND (?2 IS NULL OR scenario.name IN (SELECT value FROM json_each(?2)))
+ORDER BY session.position LIMIT ?1;
 
 -- pending_graphs --
 SELECT scenario.name, graph.position, batch.received_at_ms, CAST(record.body AS BLOB), record.check_sum
@@ -19,7 +20,8 @@ JOIN scenario USING (scenario_no)
 LEFT JOIN record ON record.position = graph.position
 JOIN batch ON batch.batch_no = graph.position >> 14
 WHERE graph.projected = 0 AND graph.position NOT IN (SELECT row_no FROM damage WHERE table_name = 'record')
-ORDER BY graph.position LIMIT ?;
+    AND (?2 IS NULL OR scenario.name IN (SELECT value FROM json_each(?2)))
+ORDER BY graph.position LIMIT ?1;
 
 -- tasks_due_now --
 -- In the order of the log: a session, which comes with or after the last of its tasks, is not counted before them.
@@ -31,17 +33,19 @@ WHERE due = 1
         SELECT 1 FROM session JOIN damage ON damage.table_name = 'record' AND damage.row_no = session.position
         WHERE session.session_no = task.session_no
     )
+    AND (?1 IS NULL OR scenario.name IN (SELECT value FROM json_each(?1)))
 ORDER BY changed_upto, task_no;
 
 -- tasks_due_idle --
 SELECT task_no, scenario.name, task_id, actions, changed_upto, last_received_ms, session_no, projected_upto, projected_idle
 FROM task JOIN scenario USING (scenario_no)
-WHERE due = 2 AND last_received_ms <= ?
+WHERE due = 2 AND last_received_ms <= ?1
     AND task_no NOT IN (SELECT task_no FROM damage WHERE task_no IS NOT NULL)
     AND NOT EXISTS (
         SELECT 1 FROM session JOIN damage ON damage.table_name = 'record' AND damage.row_no = session.position
         WHERE session.session_no = task.session_no
     )
+    AND (?2 IS NULL OR scenario.name IN (SELECT value FROM json_each(?2)))
 ORDER BY last_received_ms;
 
 -- actions_of_tasks --
