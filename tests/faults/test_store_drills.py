@@ -37,11 +37,12 @@ def overwrite(file: Path, marker: bytes, new: bytes) -> None:
 
 
 def spoil_pages(file: Path) -> None:
-    """Noise over a quarter of the file."""
-    quarter = file.stat().st_size // 4 // 4096 * 4096
+    """Noise over all of the file but its first page, once what the log has is in it."""
+    with closing(sqlite3.connect(file)) as store:
+        assert store.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
     with file.open("r+b") as opened:
-        opened.seek(quarter)
-        opened.write(os.urandom(quarter))
+        opened.seek(4096)
+        opened.write(os.urandom(file.stat().st_size - 4096))
 
 
 def restore_as_the_readme_says(worker: WorkerProcess, backup: Path) -> None:
@@ -65,7 +66,7 @@ def restore_as_the_readme_says(worker: WorkerProcess, backup: Path) -> None:
 async def test_one_damaged_record_is_set_aside_and_named_while_the_rest_goes_on(
     new_worker: NewWorker, amqp_url: str, scenario: str, oracle: Oracle
 ) -> None:
-    """A bit flips within a stored record of a task that is not learnt from yet; then many pages are noise."""
+    """A bit flips within a stored record of a task that is not learnt from yet; then nearly all of it is noise."""
     worker = new_worker(scenario)
     await worker.start()
     store = worker.data_dir / "swarm.db"
@@ -100,17 +101,19 @@ async def test_one_damaged_record_is_set_aside_and_named_while_the_rest_goes_on(
         assert "row" in exported.err
         assert "task 'open'" in exported.err
 
-        # Now a quarter of the file: nothing is taken from the queue before all of it was looked at.
-        assert await worker.stop() == 0
+        # Now nearly the whole file, under the running worker: it ends, and does not come up again as it is.
         await asyncio.to_thread(spoil_pages, store)
-        await oracle.publish_many(node, [scenario], 5)
+        await oracle.publish_many(node, [scenario], 1)
+        assert await worker.wait(within=20) == 70
+        assert "restore a backup" in worker.log_tail().splitlines()[-1]
+        await oracle.publish_many(node, [scenario], 4)
         assert "restore a backup" in await refused(worker, 70)
-        assert await depth(node, f"swarm.records.{scenario}") >= 5
+        assert await depth(node, f"swarm.records.{scenario}") >= 4
 
         await asyncio.to_thread(restore_as_the_readme_says, worker, backup)
         await worker.start()
-        # What the backup holds, and what was not acknowledged since.
-        await until(worker.scenario_status, lambda s: s["records_received"] == 5 * 30 + 1 + 5 * 5)
+        # What the backup holds, and what was not acknowledged since; the one batch may have been, in a sound corner.
+        await until(worker.scenario_status, lambda s: s["records_received"] in (5 * 34 + 1, 5 * 35 + 1))
         assert (await worker.cli("check", "--json")).json is not None
         assert b"the-marker" in b"".join(await worker.exported())
         assert await worker.stop() == 0
