@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ssl
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -133,6 +134,11 @@ class WebhookApplicator:
             ) as response:
                 text = await _read(response.content)
                 status = response.status
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise ApplyFailed(
+                f"the certificate of {self.target(scenario)} cannot be trusted: "
+                f"{_why(error.certificate_error)}; nothing was sent. SSL_CERT_FILE names authorities of one's own"
+            ) from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _TransientError(type(error).__name__) from None
         if status == HTTPStatus.TOO_MANY_REQUESTS or (
@@ -145,6 +151,10 @@ class WebhookApplicator:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._seconds))
         return self._session
+
+
+def _why(error: Exception) -> str:
+    return error.verify_message.rstrip(".") if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__
 
 
 async def _read(content: aiohttp.StreamReader) -> bytes:
