@@ -28,6 +28,7 @@ from worker.store.port import (
     PendingTask,
     Store,
 )
+from worker.store.port.projections import HUGE_TASK
 
 # ---------------------------------------------------------------- when a task is ready
 
@@ -223,3 +224,19 @@ async def test_only_what_the_asked_scenarios_left_is_pending(store: Store) -> No
     assert len(items) == 3
     assert len(await store.pending(now_ms=NOW + IDLE, idle_ms=IDLE, limit=100)) == 7
     assert await store.pending(now_ms=NOW, idle_ms=IDLE, limit=100, scenarios=[]) == []
+
+
+async def test_a_huge_task_is_not_projected_anew_for_each_late_record(store: Store) -> None:
+    """Each time all of it is read and cut again: it waits until none comes for a millisecond an action."""
+    many = [action(n) for n in range(HUGE_TASK)]
+    await store.ingest([incoming(*many, seq=1, ends=["t"])])
+    assert len(await ready(store)) == 1
+    await project_all(store)
+    size = HUGE_TASK + 1
+    await store.ingest([incoming(action(size), seq=2, at_ms=NOW + 5)])
+    assert await ready(store, now_ms=NOW + 5) == []
+    assert await ready(store, now_ms=NOW + 5 + size) == []
+    assert len(await ready(store, now_ms=NOW + 6 + size)) == 1
+    assert len(await ready(store, now_ms=NOW)) == 1  # the clock was set back
+    await store.rebuild("S")
+    assert len(await ready(store, now_ms=NOW + 5)) == 1

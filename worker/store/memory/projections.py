@@ -35,18 +35,20 @@ class Projections(Role):
         self._state.require_open()
         items: list[Pending] = []
         left = limit
-        for item, size in self._ready(now_ms - idle_ms, [*self._state.scenarios] if scenarios is None else scenarios):
+        for item, size in self._ready(
+            now_ms, now_ms - idle_ms, [*self._state.scenarios] if scenarios is None else scenarios
+        ):
             if left <= 0 and items:
                 break
             items.append(item)
             left -= size
         return items
 
-    def _ready(self, quiet_since: int, scenarios: Iterable[str]) -> Iterator[tuple[Pending, int]]:
+    def _ready(self, now_ms: int, quiet_since: int, scenarios: Iterable[str]) -> Iterator[tuple[Pending, int]]:
         ready: list[tuple[tuple[int, int], Pending, int]] = []
         for scenario, log in ((name, self._log(name)) for name in scenarios):
             for task in log.tasks.values():
-                if task.due(quiet_since):
+                if task.due(quiet_since, now_ms):
                     item = _pending_task(scenario, log, task, quiet_since)
                     ready.append(((task.changed_upto, 0), item, len(task.actions)))
             sessions = [log.sessions[name] for name in log.sessions if name not in log.counted_sessions]

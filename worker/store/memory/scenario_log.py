@@ -11,6 +11,7 @@ from worker.episodes.episode import Episode
 from worker.episodes.task import PlacedAction
 from worker.learning.counts import CountBucket, Counts
 from worker.store.port import PendingGraph, PendingSession, StoredRecord
+from worker.store.port.projections import HUGE_TASK
 
 #: Identity of a record: ("action", task_id, event_id), ("session", session_id) or ("record", record_id).
 RecordKey: TypeAlias = tuple[str | int, ...]
@@ -29,9 +30,12 @@ class MemoryTask(Struct):
     projected_idle: bool = False
     open_tail: bool = False
 
-    def due(self, quiet_since: int) -> bool:
+    def due(self, quiet_since: int, now_ms: int) -> bool:
         """Whether it may be projected now."""
         if self.changed_upto > self.projected_upto:
+            huge = self.projected_upto > 0 and len(self.actions) > HUGE_TASK
+            if huge and now_ms - len(self.actions) <= self.last_received_ms <= now_ms:
+                return False
             closed = self.terminal or self.session_id is not None or self.projected_upto > 0
             return closed or self.last_received_ms <= quiet_since
         return self.open_tail and not self.projected_idle and self.last_received_ms <= quiet_since

@@ -14,6 +14,10 @@ from worker.learning.counts import BucketedCounts, Counts
 from worker.learning.shares import ProducerTotals
 from worker.wire.records import DependencyGraphRecord, LearnStatsRecord
 
+#: A task of more actions than this is not projected anew for each late record: only once none came for a millisecond
+#: an action. All of it is read and cut each time: 100,000 actions take 5 to 10 s of processor time (measured).
+HUGE_TASK = 4_000
+
 
 class PendingTask(Struct, kw_only=True):
     """A task that may be projected now: all of its actions as of `upto`, and what was projected of it before."""
@@ -95,7 +99,8 @@ class Projections(Protocol):
 
         In the order of the log: a session comes after those of its tasks that were closed by then.
 
-        Tasks that are dirty and closed (terminal action, ended session, idle for `idle_ms`) or were projected before,
+        Tasks that are dirty and closed (terminal action, ended session, idle for `idle_ms`) or were projected before
+        (a huge one once it rests: see `HUGE_TASK`),
         tasks projected with an `open_tail` that are idle now, sessions and graphs not counted yet.
         """
         ...

@@ -14,6 +14,7 @@ import msgspec
 
 from worker.episodes.task import PlacedAction, TaskView
 from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask
+from worker.store.port.projections import HUGE_TASK
 from worker.store.record_rows import ACTION, GRAPH, LEARN_STATS, action_from
 from worker.store.sql import load_statements
 from worker.store.sqlite.check_sums import Row, RowDamaged, read_actions, read_row
@@ -45,7 +46,7 @@ def read_pending(
     quiet_since = now_ms - idle_ms
     served = None if scenarios is None else msgspec.json.encode(list(scenarios)).decode()
     due_now = merge(
-        _tasks(connection.execute(SQL["tasks_due_now"], (served,))),
+        _tasks(connection.execute(SQL["tasks_due_now"], {"served": served, "now_ms": now_ms, "huge": HUGE_TASK})),
         _sessions(connection.execute(SQL["pending_sessions"], (limit, served)), damaged),
         _graphs(connection.execute(SQL["pending_graphs"], (limit, served)), damaged),
         key=itemgetter(0),

@@ -28,12 +28,13 @@ ORDER BY graph.position LIMIT ?1;
 SELECT task_no, scenario.name, task_id, actions, changed_upto, last_received_ms, session_no, projected_upto, projected_idle
 FROM task JOIN scenario USING (scenario_no)
 WHERE due = 1
+    AND (projected_upto = 0 OR actions <= :huge OR last_received_ms NOT BETWEEN :now_ms - actions AND :now_ms)
     AND task_no NOT IN (SELECT task_no FROM damage WHERE task_no IS NOT NULL)
     AND NOT EXISTS (
         SELECT 1 FROM session JOIN damage ON damage.table_name = 'record' AND damage.row_no = session.position
         WHERE session.session_no = task.session_no
     )
-    AND (?1 IS NULL OR scenario.name IN (SELECT value FROM json_each(?1)))
+    AND (:served IS NULL OR scenario.name IN (SELECT value FROM json_each(:served)))
 ORDER BY changed_upto, task_no;
 
 -- tasks_due_idle --
