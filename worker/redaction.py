@@ -14,6 +14,8 @@ _SECRET_NAMES = re.compile(
     r"password|passwd|passphrase|secret|token|signature|authorization|cookie|credential|(control|api|private|access)[-_]?key",
     re.IGNORECASE,
 )
+#: And what stands under such a name in a URL's query.
+_URL_PARAMETERS = re.compile(rf"([?&][^=&\s]*(?:{_SECRET_NAMES.pattern})[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 #: A shorter one would be found inside innocent words.
 _LEAST_LENGTH = 6
 
@@ -28,7 +30,7 @@ class Redactor:
     def __call__(self, value: Any) -> Any:
         """The value with its secrets masked, at any depth."""
         if isinstance(value, str):
-            text = _URL_CREDENTIALS.sub(f"{MASK}@", value)
+            text = _URL_PARAMETERS.sub(rf"\g<1>{MASK}", _URL_CREDENTIALS.sub(f"{MASK}@", value))
             return text if self._known is None else self._known.sub(MASK, text)
         if isinstance(value, dict):
             return {key: MASK if is_secret_name(str(key)) else self(item) for key, item in value.items()}

@@ -34,6 +34,22 @@ def test_a_password_that_holds_an_at_sign_is_masked_whole() -> None:
     assert redact("amqp://ada:can@ary@host/v refused") == f"amqp://{MASK}@host/v refused"
 
 
+def test_a_secret_in_the_query_of_a_url_is_masked_and_the_rest_stays() -> None:
+    assert redact("at postgresql://h/db?sslmode=require&password=canary&x=1 now") == (
+        f"at postgresql://h/db?sslmode=require&password={MASK}&x=1 now"
+    )
+
+
+def test_a_secret_that_is_known_is_masked_wherever_it_turns_up(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a library's own words, under an innocent name, inside another word; one too short to tell is left alone."""
+    configure_logging("debug", "json", secrets=["canary-1", "canary-12", "no", ""])
+    logging.getLogger("library").warning("sent %r", {"frame": b"xxcanary-12yy"})
+    structlog.get_logger("worker.test").info("said", what=["canary-1", "no word"])
+    first, second = map(orjson.loads, capsys.readouterr().err.splitlines())
+    assert first["event"] == f"sent {{'frame': b'xx{MASK}yy'}}"
+    assert second["what"] == [MASK, "no word"]
+
+
 def refuse() -> None:
     raise ConnectionError("amqp://ada:canary@host/ refused")
 

@@ -58,7 +58,7 @@ def _masked_url(url: str) -> str:
     """Without all that stands before the last @: whoever mistyped the address looks at it here, password and all."""
     scheme, found, rest = url.partition("://")
     _, at, place = rest.rpartition("@")
-    return f"{scheme}{found}{MASK}{at}{place}" if at else url
+    return str(redact(f"{scheme}{found}{MASK}{at}{place}" if at else url))
 
 
 def _jsonable(value: Any) -> Any:
