@@ -56,14 +56,16 @@ class Stack:
             "BROKER_PORT": str(self.broker_port),
             "MANAGEMENT_PORT": str(free_port()),
             "HTTP_PORT": str(self.http_port),
-            "RABBITMQ_DEFAULT_USER": "tester",
-            "RABBITMQ_DEFAULT_PASS": "n0tguest",
+            "ADMIN_PASSWORD": "n0tguest",
+            "WORKER_PASSWORD": "w0rker",
+            "OPERATOR_PASSWORD": "0perator",
+            "NODE_DEMO_PASSWORD": "n0de",
         }
 
     @property
     def amqp_url(self) -> str:
-        """The broker, from outside."""
-        return f"amqp://tester:n0tguest@127.0.0.1:{self.broker_port}/"
+        """The broker, from outside, with the rights to everything."""
+        return f"amqp://admin:n0tguest@127.0.0.1:{self.broker_port}/swarm"
 
     def compose(self, *arguments: str, within: float = 120.0, code: int | None = 0) -> str:
         """`docker-compose ...`, in whichever spelling is here."""

@@ -102,6 +102,16 @@ def test_the_broker_has_the_projects_own_settings(stack: Stack) -> None:
     assert said.split() == ["[16777216,1800000,10]"]
 
 
+def test_the_broker_has_the_users_of_the_definitions_and_nobody_else(stack: Stack) -> None:
+    """No guest, and none of those who were given no password can come in."""
+    broker = stack.container("broker")
+    rows = run("docker", "exec", broker, "rabbitmqctl", "-q", "list_users").splitlines()[1:]
+    users = ["admin", "node-checkout", "node-demo", "operator", "service-planner", "worker"]
+    assert sorted(row.split("\t")[0] for row in rows) == users
+    for user, password, code in (("worker", "w0rker", 0), ("worker", "", 65), ("node-checkout", "", 65)):
+        run("docker", "exec", broker, "rabbitmqctl", "-q", "authenticate_user", user, password, code=code)
+
+
 def test_metrics_and_health_are_reached_from_this_machine(stack: Stack) -> None:
     """The health check's own program, from outside the container, and Prometheus' text."""
     for path, expected in (("/health", '"alive"'), ("/ready", '"ready"'), ("/metrics", "swarm_records_total{")):

@@ -68,7 +68,7 @@ class Judge:
         if self._producers is None or entry.reason in _FOUND_BY_THE_STORE:
             return None
         headers = entry.headers
-        return self._producers.sender(headers.get("user_id"), headers.get("routing_key"), headers)
+        return self._producers.sender(headers.get("user_id"), headers.get("routing_key"), lambda: headers)
 
     def deadly(self, delivery: Delivery, end: str) -> Incoming:
         """What comes of a message whose decoding ended the process that tried it."""
@@ -94,10 +94,12 @@ class Judge:
         """What comes of these bytes; `headers` is asked only where they are rejected. No `sender`: unchecked."""
         now_ms = self._clock.now_ms()
         try:
-            found = self._refuse_sender(sender, scenario) or self._refuse_producer(
-                sender,
-                decode_batch(body, scenario=scenario, content_type=content_type, content_encoding=content_encoding),
+            refusal = None if sender is None else self._refuse_sender(sender, scenario)
+            found = refusal or decode_batch(
+                body, scenario=scenario, content_type=content_type, content_encoding=content_encoding
             )
+            if sender is not None and isinstance(found, Batch):
+                found = self._refuse_producer(sender, found) or found
             if isinstance(found, Rejection):
                 return IncomingReject(
                     scenario=scenario,
@@ -125,13 +127,11 @@ class Judge:
                 headers={} if sender is None else sender.as_headers(),
             )
 
-    def _refuse_sender(self, sender: Sender | None, scenario: str) -> Rejection | None:
-        return None if sender is None or self._producers is None else self._producers.refuse_sender(sender, scenario)
+    def _refuse_sender(self, sender: Sender, scenario: str) -> Rejection | None:
+        return None if self._producers is None else self._producers.refuse_sender(sender, scenario)
 
-    def _refuse_producer(self, sender: Sender | None, found: Batch | Rejection) -> Batch | Rejection:
-        if sender is None or self._producers is None or isinstance(found, Rejection):
-            return found
-        return self._producers.refuse_producer(sender, found.identity.producer_id) or found
+    def _refuse_producer(self, sender: Sender, batch: Batch) -> Rejection | None:
+        return None if self._producers is None else self._producers.refuse_producer(sender, batch.identity.producer_id)
 
     def _terminal_tasks(self, scenario: str, batch: Batch) -> frozenset[str]:
         ends = self._terminal.get(scenario)
@@ -151,7 +151,7 @@ def decoded_size(incoming: Incoming) -> int:
 
 
 def _sender(producers: Producers, delivery: Delivery) -> Sender:
-    return producers.sender(delivery.user_id, delivery.routing_key, delivery.headers)
+    return producers.sender(delivery.user_id, delivery.routing_key, lambda: delivery.headers)
 
 
 def _kept_headers(delivery: Delivery) -> dict[str, str]:

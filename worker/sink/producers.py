@@ -9,7 +9,7 @@ still has the routing key it was published with, so that is looked at here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from worker.broker.dead import SENT_BY, SENT_WITH
@@ -39,10 +39,12 @@ class Producers:
             for user, own in patterns.items()
         }
 
-    def sender(self, user_id: str | None, routing_key: str | None, headers: Mapping[str, str]) -> Sender:
-        """Who published it first, and with which routing key."""
-        if user_id == self._own_user and SENT_WITH in headers:
-            return Sender(headers.get(SENT_BY), headers[SENT_WITH])
+    def sender(self, user_id: str | None, routing_key: str | None, headers: Callable[[], Mapping[str, str]]) -> Sender:
+        """Who published it first, and with which routing key; `headers` is asked only of what the worker sent back."""
+        if user_id == self._own_user:
+            said = headers()
+            if SENT_WITH in said:
+                return Sender(said.get(SENT_BY), said[SENT_WITH])
         return Sender(user_id, routing_key)
 
     def refuse_sender(self, sender: Sender, scenario: str) -> Rejection | None:
