@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -54,7 +54,8 @@ async def no_room(worker: WorkerProcess, *, own_disk: bool) -> AsyncIterator[Non
     try:
         yield
     finally:
-        process.rlimit(resource.RLIMIT_FSIZE, before)
+        with suppress(psutil.NoSuchProcess):  # a test may kill it meanwhile
+            process.rlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _fill(filler: Path) -> None:

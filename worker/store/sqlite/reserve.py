@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 #: As reliability practice has it; the write-ahead log is checkpointed at 16 MB too.
 RESERVE_BYTES = 16 * 1024 * 1024
+#: Free bytes at which the reserve is made again. More than itself: else what it freed would be room enough at once.
+ROOM_TO_GO_ON = RESERVE_BYTES * 3 // 2
 
 
 class Reserve:
@@ -54,13 +56,20 @@ class Reserve:
             self._kept = False
             self._remove()
 
+    def _free(self) -> int:
+        try:
+            found = os.statvfs(self._path.parent)
+        except OSError:
+            return 0
+        return found.f_bavail * found.f_frsize
+
     def _remove(self) -> None:
         with contextlib.suppress(OSError):  # where not even this can be done, the next commit says why
             self._path.unlink()
 
     def require(self) -> None:
         """Raise `StoreUnavailable` where there is no room but the reserve's."""
-        if not self._kept:
+        if not self._kept and self._free() >= ROOM_TO_GO_ON:
             self.make()
         if not self._kept:
             raise StoreUnavailable(
