@@ -11,8 +11,13 @@ import pytest
 
 from tests.contract.projection_building import IDLE, NOW, action, graph, incoming, stats
 from tests.unit.sqlite_building import damage, store_at
+from worker.clock import ManualClock
+from worker.episodes.projection import learn_models
+from worker.episodes.rules import Rules
+from worker.projector import Projector
 from worker.store.port import PendingGraph, PendingSession, PendingTask, Projection
 from worker.store.sqlite import SqliteStore
+from worker.training.exports import TrainingDataExport
 from worker.wire.records import ActionRecord, Record
 
 _TASKS = 40
@@ -224,3 +229,38 @@ async def test_rows_of_before_the_check_sums_are_taken_as_they_are(path: Path) -
     tasks, sessions, graphs = await ready(store)
     assert (len(tasks), sessions, graphs, store.damage) == (_TASKS, {"s1", "s2"}, 1, [])
     await store.close()
+
+
+async def test_a_backup_says_what_of_it_is_damaged(path: Path, tmp_path: Path) -> None:
+    """The copy is made all the same: it may be the only one."""
+    damage(path, lambda content: content.__setitem__(content.index(b"mark-8-1"), 0x20))
+    store = store_at(path, read_only=True)
+    await store.open()
+    await store.backup(tmp_path / "backup.db")
+    assert [(row.table, row.task_id) for row in store.damage] == [("record", "t8")]
+    await store.close()
+    copy = store_at(tmp_path / "backup.db", read_only=True)
+    await copy.open()
+    assert len([stored async for stored in copy.records("S")]) == 3 * _TASKS + 3 - 1
+    await copy.close()
+
+
+async def test_training_data_leaves_out_the_episodes_of_a_damaged_task(path: Path) -> None:
+    store = store_at(path)
+    await store.open()
+    rules = Rules()
+    models = learn_models(("worker_decision_sequence",), rules)
+    projector = Projector(
+        store, ManualClock(NOW), rules_of=lambda _: rules, models_of=lambda _: models, idle_ms=IDLE, busy=lambda: False
+    )
+    await projector.catch_up()
+    whole = TrainingDataExport(store, "S", models=models, rules=rules)
+    assert len([line async for line in whole.lines()]) == 1  # of the one task whose session ended well
+    await store.close()
+    damage(path, lambda content: content.__setitem__(content.index(b"mark-0-1"), 0x20))
+    again = store_at(path)
+    await again.open()
+    export = TrainingDataExport(again, "S", models=models, rules=rules)
+    assert [line async for line in export.lines()] == []
+    assert "a record of its task is damaged" in {excluded.reason for excluded in export.excluded}
+    await again.close()
