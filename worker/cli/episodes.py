@@ -19,6 +19,7 @@ from worker.cli.common import (
     table,
     when,
 )
+from worker.cli.session_statistics import groups, merged, show
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
 from worker.wire.records import score_of
@@ -73,7 +74,7 @@ async def _episodes(settings: Settings, scenario: str, where: EpisodeFilter, as_
     )
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @default_scenario_option
 @click.option("--group", "group_id", help="only this session group")
 @click.option("--phase", help="only this phase")
@@ -83,8 +84,17 @@ async def _episodes(settings: Settings, scenario: str, where: EpisodeFilter, as_
 def sessions(
     *, settings: Settings, scenario: str | None, group_id: str | None, phase: str | None, limit: int, as_json: bool
 ) -> None:
-    """List sessions that ended, newest first."""
+    """List sessions that ended, newest first.
+
+    The commands below tell what was learnt in them.
+    """
+    if click.get_current_context().invoked_subcommand is not None:
+        return
     run_async(_sessions(settings, one_scenario(scenario, settings), group_id, phase, limit, as_json))
+
+
+for _command in (show, merged, groups):
+    sessions.add_command(_command)
 
 
 async def _sessions(

@@ -38,10 +38,9 @@ class LearningStore:
         self._store = store
 
     async def load_session(self, scenario: str, session_id: str) -> LearningSnapshot:
-        """One session's snapshot; raises `NotFound`. Reads all sessions of the scenario: for people, not for loops."""
-        for session in await self._store.sessions(scenario):
-            if session.record.session_id == session_id:
-                return _snapshot(session)
+        """One session's snapshot; raises `NotFound`."""
+        for session in await self._store.sessions(scenario, session_id=session_id):
+            return _snapshot(session)
         raise NotFound(f"scenario {scenario} has no ended session {session_id!r}")
 
     async def list_sessions(self, scenario: str) -> list[str]:
