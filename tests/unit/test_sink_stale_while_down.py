@@ -1,4 +1,4 @@
-"""A store that is down and a connection that is lost at the same time: found by the simulation, which waited for ever."""
+"""A store that is down while the connection is lost: found by the simulation, which waited for ever."""
 
 from __future__ import annotations
 

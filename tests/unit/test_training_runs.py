@@ -297,6 +297,22 @@ async def test_start_removes_directories_without_a_row_and_half_written_ones(tmp
         assert await world.registry.read((await store.models("S"))[0]) == content
 
 
+async def test_start_leaves_a_model_alone_that_another_worker_is_about_to_register(tmp_path: Path) -> None:
+    """Renamed and not committed yet: collected at that moment, the row would come without its file."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(3)
+        run_id = await world.command("c1")
+        now_ms = world.tools.clock.now_ms()
+        epoch = await store.acquire_lease("training.S", "w.other", now_ms=now_ms, ttl_ms=60_000)
+        assert epoch == 1
+        await store.start_run(run_id, owner="w.other", lease="training.S", epoch=epoch, now_ms=now_ms)
+        for version in ("1", "2"):
+            (tmp_path / "models/S" / version).mkdir(parents=True)
+        await world.registry.clean_up(["S"])
+        assert [path.name for path in (tmp_path / "models/S").iterdir()] == ["1"]
+
+
 async def test_a_model_whose_worker_died_before_handing_it_over_is_handed_over_at_start(tmp_path: Path) -> None:
     """Killed between the run's commit and the apply: restart applies it, once."""
     async with opened(tmp_path) as store:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from worker.errors import NotFound
 from worker.learning.validation import Verdict
 from worker.models.files import Manifest, ModelFiles
-from worker.store.port import Model, ModelRegistry, Run
+from worker.store.port import Model, ModelRegistry, Run, RunLedger
 
 log = structlog.get_logger(__name__)
 
@@ -25,10 +25,14 @@ def model_id_of(scenario: str, kind: str, sha256: str) -> str:
     return hashlib.sha256(f"{scenario}\0{kind}\0{sha256}".encode()).hexdigest()[:32]
 
 
+class ModelsAndRuns(ModelRegistry, RunLedger, Protocol):
+    """The roles of the store that the catalogue needs."""
+
+
 class Registry:
     """Writes, finds, reads and retires models."""
 
-    def __init__(self, store: ModelRegistry, files: ModelFiles) -> None:
+    def __init__(self, store: ModelsAndRuns, files: ModelFiles) -> None:
         self._store = store
         self._files = files
 
@@ -98,11 +102,17 @@ class Registry:
         return await asyncio.to_thread(self._files.read, model)
 
     async def clean_up(self, scenarios: Iterable[str]) -> None:
-        """At start: drop half-written files and directories that no row knows of."""
+        """At start: drop half-written files and directories that no row knows of.
+
+        But for the next version of a scenario that has a run: another worker may have renamed its model and not
+        registered it yet. Where it never will, the model after it takes its place.
+        """
         await asyncio.to_thread(self._files.clear_temporary)
         for scenario in scenarios:
-            rows = await self._store.models(scenario, limit=_ROWS)
-            await asyncio.to_thread(self._files.keep_only, scenario, [model.version for model in rows])
+            training = await self._store.runs(scenario, states=("running",), limit=1)
+            known = [model.version for model in await self._store.models(scenario, limit=_ROWS)]
+            following = [max(known, default=0) + 1] if training else []
+            await asyncio.to_thread(self._files.keep_only, scenario, known + following)
 
     async def retire(self, scenario: str, *, keep: Iterable[str], newest: int) -> None:
         """Remove the files of versions that nobody goes back to: not in `keep` (ids), not among the newest."""

@@ -80,8 +80,8 @@ class GroupWriter:
         """
         down_since: float | None = None
         wait = self._hold.first
-        # Also once all of it went stale: nothing is delivered while the store is down, so nobody else would find out that
-        # it is up again. An empty transaction tells as much as a full one.
+        # Also once all of it went stale: nothing is delivered while the store is down, so nobody else would find out
+        # that it is up again. An empty transaction tells as much as a full one.
         while items or down_since is not None:
             try:
                 await self._ingest(items)
