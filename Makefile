@@ -9,6 +9,10 @@ BROKER := $(BIN)/python -m worker.broker.local --
 # A pyenv shim may be on the path and refuse to run, so each candidate is tried.
 PYTHON_3_13 = $(shell for p in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/python; do $$p -c "" 2>/dev/null && echo $$p && break; done)
 
+SECONDS ?= 600
+SEED ?= 1
+KILLS ?= 2000
+
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/$(VENV)
 export UV_PYTHON_DOWNLOADS := never
 # The machine's own certificates where it has some, so that it works behind a company's proxy as pip does.
@@ -16,7 +20,7 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS := true
 endif
 
-.PHONY: help demo run test test-3.13 lint bench schemas image-test clean
+.PHONY: help demo run test test-3.13 lint soak kills bench schemas image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +46,12 @@ lint: $(VENV)/.with-dev ## types, style, layers, schema drift
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m worker.wire.schemas --check schemas
+
+soak: $(VENV)/.with-dev ## a worker under load, a random fault every 10 s, all invariants at the end: SECONDS=600 SEED=1
+	@$(BIN)/python -m tests.faults.soak --seconds $(SECONDS) --seed $(SEED)
+
+kills: $(VENV)/.with-dev ## kill -9 at the 15 crash points, so many times in all, for a night: KILLS=2000
+	@SWARM_TEST_KILLS=$(KILLS) $(BIN)/pytest -n 2 -x tests/faults/test_crash_points.py
 
 bench: $(VENV)/.with-bench ## ingest against a bare pipeline and FastStream; JSON lines and a table
 	@$(BROKER) $(BIN)/python -m tests.bench

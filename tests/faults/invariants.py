@@ -231,6 +231,11 @@ async def events_match(store: sqlite3.Connection, scenario: str, ears: Ears | No
     unended = "SELECT run_id FROM training_run WHERE scenario = ? AND state IN ('queued', 'running')"
     assert ids(unended) == set(), "I5: a run was left"
     if ears is not None:
+
+        async def heard_all() -> bool:
+            return sent <= ears.copies.keys()
+
+        await until(heard_all)
         heard = {event["id"] for _, event in ears.deliveries if event["subject"] == scenario}
         assert heard == sent, f"I5: {len(sent - heard)} events were not heard, {len(heard - sent)} belong to nothing"
 

@@ -141,10 +141,12 @@ class Oracle:
         """So many batches of each scenario, side by side."""
         await asyncio.gather(*(self.publish(node, name) for name in scenarios for _ in range(number)))
 
-    async def load(self, node: Node, scenarios: Sequence[str], stopping: asyncio.Event, *, pace: float = 0.02) -> None:
-        """A batch of each scenario every `pace` seconds until told to stop, so that something is always under way."""
+    async def load(
+        self, node: Node, scenarios: Sequence[str], stopping: asyncio.Event, *, pace: float = 0.02, at_once: int = 1
+    ) -> None:
+        """So many batches of each scenario every `pace` seconds until told to stop: something is always under way."""
         while not stopping.is_set():
-            await self.publish_many(node, scenarios, 1)
+            await self.publish_many(node, scenarios, at_once)
             await asyncio.sleep(pace)  # the pace, not a wait for anything
 
     async def _send(self, node: Node, sent: Sent, *, times: int = 1) -> bool:

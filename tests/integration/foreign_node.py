@@ -211,3 +211,20 @@ async def ears_at(url: str, *keys: str) -> AsyncIterator[Ears]:
         await queue.consume(take, no_ack=True)
         yield ears
         assert not failures, failures
+
+
+@asynccontextmanager
+async def journal_at(url: str) -> AsyncIterator[Ears]:
+    """Read the journal of all events from its beginning: for a service that was away, or was cut off."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=100)  # a stream is not delivered without
+        queue = await channel.get_queue("swarm.learning.journal", ensure=False)
+        ears = Ears()
+
+        async def take(message: AbstractIncomingMessage) -> None:
+            ears.hear(message)
+            await message.ack()
+
+        await queue.consume(take, arguments={"x-stream-offset": "first"})
+        yield ears

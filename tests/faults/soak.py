@@ -1,0 +1,300 @@
+"""`make soak SECONDS=600 SEED=1`: a worker under load, a fault by chance every 10 s, and all invariants at the end.
+
+One line a fault, as it goes. The same seed gives the same faults in the same order. Status 1 where something is lost,
+doubled, or grew; what the worker left is kept then, and the last lines say what to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from tests.faults.mortal_broker import mortal_broker
+
+from tests.faults.invariants import Bounds, Report, Watch, check, opened, watching
+from tests.faults.oracle import UNCONFIRMED, Oracle
+from tests.faults.soak_faults import Scene, possible
+from tests.integration.foreign_node import journal_at, node_at
+from tests.integration.proxy import proxied
+from tests.integration.worker_process import CommandLine, Launch, WorkerProcess, until
+from worker.broker.local import local_broker
+from worker.broker.private_server import find_server
+
+#: Batches with which the worker's capacity is found out, per scenario.
+_SAMPLE = 200
+#: What the median of the last third may be above the first third's: RSS in MB, descriptors.
+_RSS_GROWTH, _DESCRIPTOR_GROWTH = 30.0, 6.0
+#: Faults in a third of the run that make it long: before, the store's page cache is still filling.
+_LONG = 15
+_BOUNDS = Bounds(wal_mb=64.0)
+#: Faults after which some message must have come twice.
+_SOME = 10
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The figures beside one fault."""
+
+    seconds: float
+    rss_mb: float
+    descriptors: int
+    wal_mb: float
+
+
+class Swarm:
+    """The nodes: they publish at a pace, come back to a broker that was away, and send again what was not confirmed."""
+
+    def __init__(self, oracle: Oracle, url: str, scenarios: tuple[str, ...]) -> None:
+        #: Batches of each scenario in a second.
+        self.rate = 0.0
+        self._oracle = oracle
+        self._url = url
+        self._scenarios = scenarios
+        self._running = asyncio.Event()
+        self._idle = asyncio.Event()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            try:
+                async with node_at(self._url) as node:
+                    await self._oracle.resend(node)
+                    while not node.channel.is_closed and not self._oracle.attempted:
+                        if not self._running.is_set():
+                            self._idle.set()
+                            await self._running.wait()
+                            self._idle.clear()
+                        await self._oracle.publish_many(node, self._scenarios, 1)
+                        await asyncio.sleep(1 / self.rate)  # the pace
+            except UNCONFIRMED:
+                await asyncio.sleep(0.5)  # the broker is away; what was attempted is kept
+
+    async def pause(self) -> None:
+        """Returns once nothing is on its way."""
+        self._running.clear()
+        await self._idle.wait()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._running.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it happens: a broker, a directory, and how commands and workers are started."""
+
+    url: str
+    directory: Path
+    command_line: CommandLine
+    launch: Launch | None = None
+    #: `rabbitmqctl`, and kill -9 with a new start, where the broker is ours alone.
+    control: Callable[..., Awaitable[None]] | None = None
+    kill_broker: Callable[[], Awaitable[None]] | None = None
+
+
+async def soak(
+    place: Place, *, seconds: float, seed: int, say: Say, every: float = 10.0, rate: float | None = None
+) -> tuple[Report, Watch, Counter[str]]:
+    """Run it at `rate` batches a second and scenario, else at half of what the worker takes.
+
+    Raises `AssertionError` where an invariant does not hold.
+    """
+    oracle, chance = Oracle(seed), random.Random(seed)
+    async with proxied(place.url) as (proxy, through):
+        worker = WorkerProcess(
+            place.directory / "worker", *(f"soak-{seed}-{name}" for name in "abc"), command_line=place.command_line,
+            launch=place.launch, amqp_url=through, trigger="count(200)", apply_mode="auto", holdout=0.3,
+            check_interval="1s",
+        )  # fmt: skip
+        swarm = Swarm(oracle, place.url, worker.scenarios)
+        scene = Scene(
+            worker=worker, proxy=proxy, oracle=oracle, url=place.url, load=swarm, control=place.control,
+            kill_broker=place.kill_broker,
+        )  # fmt: skip
+        try:
+            async with watching(worker, every=0.5) as watch:
+                await worker.start()
+                swarm.rate = await capacity(scene) / 2 if rate is None else rate
+                say(f"{swarm.rate:.0f} batches of 5 records a second in each of 3 scenarios; seed {seed}")
+                faults = await suffer(scene, swarm, chance, watch, seconds=seconds, every=every, say=say)
+            async with node_at(place.url) as node, journal_at(place.url) as ears:
+                report = await check(
+                    worker, oracle, node, ears=ears, watch=watch, bounds=_BOUNDS, backlog=120,
+                    redeliveries=faults.total() >= _SOME,
+                )  # fmt: skip
+        finally:
+            await worker.discard()
+    return report, watch, faults
+
+
+async def capacity(scene: Scene) -> float:
+    """Batches that the worker and a node beside it get done in a second, of each scenario."""
+    began = time.monotonic()
+    names = scene.worker.scenarios
+    async with node_at(scene.url) as node:
+        await scene.oracle.publish_many(node, names, _SAMPLE)
+
+    async def all_there() -> bool:
+        return stored(scene) >= len(names) * _SAMPLE * 5
+
+    await until(all_there, within=60)
+    return _SAMPLE / (time.monotonic() - began)
+
+
+async def suffer(
+    scene: Scene, swarm: Swarm, chance: random.Random, watch: Watch, *, seconds: float, every: float, say: Say
+) -> Counter[str]:
+    """Fault after fault under load, until the time is over; how many of each kind."""
+    began = time.monotonic()
+    publishing = asyncio.create_task(swarm.run())
+    swarm.resume()
+    done: Counter[str] = Counter()
+    samples: list[Sample] = []
+    faults = possible(scene)
+    try:
+        while (at := time.monotonic() - began) < seconds:
+            fault = chance.choice(faults)
+            own = random.Random(chance.random())  # so that what one fault draws changes no other
+            name = fault.__name__.replace("_", " ")
+            what = await fault(scene, own)
+            done[name] += 1
+            await watch.look(scene.worker)
+            samples.append(sample(scene, at))
+            say(line(scene.oracle, stored(scene), samples[-1], f"{name} {what}".strip()))
+            assert not publishing.done(), publishing.exception()
+            await asyncio.sleep(min(max(0.0, at + every - (time.monotonic() - began)), seconds))
+        await scene.worker.wait_ready(within=60)
+        await swarm.pause()
+    finally:
+        publishing.cancel()
+        with suppress(asyncio.CancelledError):
+            await publishing
+    steady(samples)
+    return done
+
+
+def stored(scene: Scene) -> int:
+    """Records of all scenarios, as the store counts them."""
+    try:
+        with opened(scene.worker) as store:
+            return int(store.execute("SELECT coalesce(sum(records), 0) FROM scenario").fetchone()[0])
+    except sqlite3.OperationalError:  # locked, by ourselves
+        return -1
+
+
+def sample(scene: Scene, seconds: float) -> Sample:
+    """What the worker takes now."""
+    wal = scene.worker.data_dir / "swarm.db-wal"
+    process = psutil.Process(scene.worker.pid)
+    return Sample(
+        seconds, process.memory_info().rss / 1e6, process.num_fds(), wal.stat().st_size / 1e6 if wal.exists() else 0.0
+    )
+
+
+def line(oracle: Oracle, there: int, now: Sample, what: str) -> str:
+    """A line of progress."""
+    confirmed = 5 * sum(map(len, oracle.confirmed.values()))
+    return (
+        f"{now.seconds:6.0f} s  {what:44} confirmed {confirmed:8} stored {there:8}  "
+        f"RSS {now.rss_mb:4.0f} MB  {now.descriptors:3} fds  WAL {now.wal_mb:4.1f} MB"
+    )
+
+
+def steady(samples: list[Sample]) -> None:
+    """Memory and descriptors do not grow: the last third of a long run against the first."""
+    third = len(samples) // 3
+    if third < _LONG:
+        return
+    for what, bound in (("rss_mb", _RSS_GROWTH), ("descriptors", _DESCRIPTOR_GROWTH)):
+        first, last = (
+            statistics.median(getattr(one, what) for one in part) for part in (samples[:third], samples[-third:])
+        )
+        assert last - first < bound, f"I9: {what} went from {first:.0f} to {last:.0f} between the thirds of the run"
+
+
+def show(report: Report, watch: Watch, faults: Counter[str]) -> None:
+    """The table at the end."""
+    table = Table("what", "figure", box=None, title="All invariants hold", title_style="italic")
+    rows: dict[str, object] = {f"faults: {name}": number for name, number in sorted(faults.items())}
+    rows |= {
+        "batches confirmed": report.confirmed, "records stored": report.stored * 5, "lost, doubled, unexpected": 0,
+        "duplicate batches": report.duplicate_batches, "duplicate records": report.duplicate_records,
+        "redelivered": watch.redelivered, "models trained": report.trained, "RSS at most, MB": f"{watch.rss_mb:.0f}",
+        "descriptors at most": watch.descriptors, "threads at most": watch.threads,
+        "WAL at most, MB": f"{watch.wal_mb:.1f}",
+    }  # fmt: skip
+    for what, figure in rows.items():
+        table.add_row(what, str(figure))
+    Console().print(table)
+
+
+async def _main(seconds: float, seed: int, directory: Path) -> None:
+    def say(text: str) -> None:
+        print(text, flush=True)  # noqa: T201 - a program for a terminal
+
+    commands = CommandLine(directory)
+    try:
+        if find_server() is None or "SWARM_AMQP_URL" in os.environ:
+            with local_broker() as found:
+                say(f"broker: {found.found}; it is not ours alone, so nothing is done to it")
+                place = Place(found.url, directory, commands)
+                show(*await soak(place, seconds=seconds, seed=seed, say=say))
+            return
+        async with mortal_broker() as broker:
+
+            async def kill() -> None:
+                await broker.kill()
+                await broker.start()
+
+            place = Place(broker.url, directory, commands, control=broker.control, kill_broker=kill)
+            show(*await soak(place, seconds=seconds, seed=seed, say=say))
+    finally:
+        commands.close()
+
+
+def main() -> int:
+    """Parse, find or start a broker, soak, show."""
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    # What the nodes' client library says of connections that are cut on purpose.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    directory = Path(tempfile.mkdtemp(prefix="swarm-soak-"))
+    try:
+        asyncio.run(_main(options.seconds, options.seed, directory))
+    except AssertionError as error:
+        told = (
+            f"\nan invariant does not hold: {error}\n"
+            f"\nStore, models and worker.log are in {directory}/worker. The same faults in the same order:\n"
+            f"    make soak SECONDS={options.seconds:g} SEED={options.seed}\n"
+        )
+        sys.stderr.write(told)
+        return 1
+    shutil.rmtree(directory)
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())
