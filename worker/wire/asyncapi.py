@@ -136,7 +136,10 @@ def _operations() -> Tree:
 def _messages() -> Tree:
     messages: Tree = {
         "recordsBatch": _message(
-            "records", "records.v1.schema.json", "A batch of records; content_encoding absent or gzip."
+            "records",
+            "records.v1.schema.json",
+            "A batch of records; content_encoding absent or gzip. Set user_id to the connection's user: workers may be "
+            "told to take records of known users only.",
         )
     }
     for type_, data in EVENTS.items():
