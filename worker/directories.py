@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -14,6 +15,18 @@ def make_private_directory(path: Path) -> None:
         missing.mkdir(mode=0o700, exist_ok=True)
         # Else all that is synced in it later would be in a directory without a name (found by the power-cut replay).
         sync_directory(missing.parent.resolve())
+
+
+def refuse_links(path: Path, *, below: Path) -> None:
+    """OSError where a directory from `below` (not itself) down to `path` is a link: it would lead our writes elsewhere.
+
+    A check before the act: it is for links that lie there, not for somebody who races us and may write here anyway.
+    """
+    for part in (path, *path.parents):
+        if part == below:
+            return
+        if part.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link; put the directory itself there", str(part))
 
 
 def sync_directory(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import orjson
 import pytest
@@ -28,6 +29,33 @@ def test_a_log_line_is_one_json_object_with_its_fields(capsys: pytest.CaptureFix
     structlog.get_logger("worker.test").info("batch_stored", records=3, where="a\nb")
     line = orjson.loads(capsys.readouterr().err)
     assert (line["event"], line["records"], line["where"], line["level"]) == ("batch_stored", 3, "a\nb", "info")
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_s14_a_hostile_name_stays_on_its_line_and_moves_no_cursor(
+    capsys: pytest.CaptureFixture[str], form: Literal["json", "console"]
+) -> None:
+    """Newline, escape, the one-byte escape of C1, backspace, line separators, text that runs backwards."""
+    hostile = 'a\nb\r\x1b[2J\x9b31m\x08\x85\u2028\u2029\u202e[red]"'
+    configure_logging("debug", form)
+    structlog.get_logger("worker.test").info("took", name=hostile, names=[hostile], by={hostile: hostile})
+    logging.getLogger("library").warning("got %s", hostile)
+    written = capsys.readouterr().err
+    assert written.count("\n") == 2
+    assert all(each.isprintable() or each == "\n" for each in written), written
+    assert "[red]" in written
+
+
+def test_s14_a_traceback_keeps_its_lines_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("debug", "console")
+    try:
+        int("\x1b[2J")
+    except ValueError:
+        structlog.get_logger("worker.test").exception("broke")
+    written = capsys.readouterr().err
+    assert "Traceback" in written
+    assert written.count("\n") > 2
+    assert "\x1b[2J" not in written
 
 
 def test_a_password_that_holds_an_at_sign_is_masked_whole() -> None:

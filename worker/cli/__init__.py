@@ -9,6 +9,7 @@ import click
 
 from worker import __version__
 from worker.errors import WorkerError
+from worker.printable import printable
 
 #: Command to where it is. A command's module is imported when it is asked for: all of them together take a second.
 _COMMANDS = {
@@ -64,5 +65,5 @@ def main() -> None:
     try:
         cli()
     except WorkerError as error:
-        click.echo(f"swarm-worker: {error}", err=True)
+        click.echo(f"swarm-worker: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)

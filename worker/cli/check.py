@@ -18,7 +18,7 @@ from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.session import Session
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
 from worker.broker.url import broker_url
-from worker.cli.common import console, json_option, print_json, run_async, settings_options
+from worker.cli.common import console, json_option, print_json, run_async, settings_options, shown
 from worker.clock import SystemClock
 from worker.errors import ConfigurationError, WorkerError
 from worker.settings import Settings, unknown_variables
@@ -61,7 +61,7 @@ async def _collect(settings: Settings, *, quiet: bool) -> list[Finding]:
         if not quiet:
             mark = "[green]ok  [/green]" if finding.good else "[red]BAD [/red]"
             console().print(mark, end="")
-            console().print(f"{finding.what}: {finding.detail}", markup=False, soft_wrap=True)
+            console().print(shown(f"{finding.what}: {finding.detail}"), markup=False, soft_wrap=True)
     return findings
 
 

@@ -30,6 +30,7 @@ from worker.cli.common import (
     settings_options,
     shown,
     table,
+    worker_option,
 )
 from worker.configuration import control_keys
 from worker.errors import WorkerError
@@ -238,7 +239,7 @@ def rebuild(*, settings: Settings, scenario: str, **how: Any) -> None:
 
 @click.command()
 @any_scenario_option
-@click.option("--worker", "worker_id", help="only this worker")
+@worker_option
 @click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
 @sending
 def pause(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
@@ -251,7 +252,7 @@ def pause(*, settings: Settings, scenario: str | None, worker_id: str | None, wh
 
 @click.command()
 @any_scenario_option
-@click.option("--worker", "worker_id", help="only this worker")
+@worker_option
 @click.option("--what", type=click.Choice(["ingest", "training", "all"]), default="all", show_default=True)
 @sending
 def resume(*, settings: Settings, scenario: str | None, worker_id: str | None, what: Any, **how: Any) -> None:
@@ -261,7 +262,7 @@ def resume(*, settings: Settings, scenario: str | None, worker_id: str | None, w
 
 @click.command()
 @any_scenario_option
-@click.option("--worker", "worker_id", help="only this worker")
+@worker_option
 @sending
 def shutdown(*, settings: Settings, scenario: str | None, worker_id: str | None, **how: Any) -> None:
     """Let the worker drain and stop."""

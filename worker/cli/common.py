@@ -22,6 +22,7 @@ from worker.clock import SystemClock
 from worker.configuration import secrets_of
 from worker.errors import ConfigurationError, NotFound, StoreCorrupt
 from worker.ops.logging import configure_logging
+from worker.printable import printable
 from worker.settings import Settings, load_settings
 from worker.store import open_store
 from worker.store.port import Store
@@ -82,7 +83,14 @@ def _scenario_name(_context: click.Context, _parameter: click.Parameter, value: 
     return value
 
 
+def _worker_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not is_slug(value):
+        raise click.BadParameter(f"{value!r} is no worker's name; use letters, digits, - and _, at most 64")
+    return value
+
+
 scenario_option = click.option("--scenario", required=True, callback=_scenario_name, help="the scenario's name")
+worker_option = click.option("--worker", "worker_id", callback=_worker_name, help="only this worker")
 default_scenario_option = click.option(
     "--scenario", callback=_scenario_name, help="the scenario's name; default: the only one of SWARM_SCENARIOS"
 )
@@ -158,10 +166,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         drawn.add_row(*(Text(shown(cell)) for cell in row))
     if drawn.row_count:
         # Not as the table's own title: that wraps at the table's width, and some tables are narrow.
-        console().print(title, style="italic", markup=False)
+        console().print(shown(title), style="italic", markup=False)
         console().print(drawn)
     else:
-        console().print(empty, markup=False, soft_wrap=True)
+        console().print(shown(empty), markup=False, soft_wrap=True)
 
 
 def shown(value: Any) -> str:
@@ -173,7 +181,7 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value))
     # Names come from whoever may publish: none of them writes control sequences to the terminal.
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(value))
+    return printable(str(value))
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

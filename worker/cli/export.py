@@ -18,6 +18,7 @@ from worker.cli.common import (
     reading_store,
     run_async,
     settings_options,
+    shown,
 )
 from worker.configuration import learn_models_of, rules_of
 from worker.errors import ConfigurationError
@@ -105,4 +106,4 @@ async def _training_data(settings: Settings, scenario: str, learn_model: str | N
     sys.stdout.buffer.flush()
     click.echo(f"{export.examples} examples; {len(export.excluded)} episodes were left out", err=True)
     for reason, times in Counter(excluded.reason for excluded in export.excluded).most_common(_REASONS):
-        click.echo(f"  {times}: {reason}", err=True)
+        click.echo(f"  {times}: {shown(reason)}", err=True)

@@ -15,8 +15,10 @@ from worker.cli.common import (
     reading_store,
     run_async,
     settings_options,
+    shown,
     table,
     when,
+    worker_option,
 )
 from worker.errors import BrokerUnreachable, CommandFailed, NoAnswer, NoListener
 from worker.settings import Settings
@@ -27,7 +29,7 @@ _TIMEOUT = 15.0
 
 
 @click.command()
-@click.option("--worker", "worker_id", help="ask this worker")
+@worker_option
 @click.option("--stored", is_flag=True, help="ask the store alone, no worker and no broker needed")
 @json_option
 @settings_options(*PLACES)
@@ -86,7 +88,7 @@ async def _stored(settings: Settings) -> list[dict[str, Any]]:
 def _show(report: dict[str, Any]) -> None:
     if "worker_id" in report:
         state = "ready" if report["ready"] else "not ready: " + "; ".join(report["problems"])
-        click.echo(f"{report['worker_id']} {report['version']}, up since {when(report['started_at_ms'])}, {state}\n")
+        _say(f"{report['worker_id']} {report['version']}, up since {when(report['started_at_ms'])}, {state}\n")
     table(
         "Scenarios",
         ("scenario", "records", "sessions", "episodes", "quarantined", "trainings", "applied", "last training"),
@@ -107,15 +109,20 @@ def _show(report: dict[str, Any]) -> None:
     )
     for name, s in report["scenarios"].items():
         if "doing" in s:
-            click.echo(f"\n{name}: {s['doing']}; {s['queue_depth']} messages in the queue")
+            _say(f"\n{name}: {s['doing']}; {s['queue_depth']} messages in the queue")
             if not s["consumer_up"] and not s["held_because"]:
-                click.echo(f"  consumer: {s['consumer']}")
-            click.echo(f"  trigger: {s['trigger']}")
-            click.echo(f"  next training: {s['waiting_for']}")
+                _say(f"  consumer: {s['consumer']}")
+            _say(f"  trigger: {s['trigger']}")
+            _say(f"  next training: {s['waiting_for']}")
             for producer, weight in (s.get("capped_producers") or {}).items():
-                click.echo(
+                _say(
                     f"  producer {producer} brought more than its share (SWARM_PRODUCER_SHARE): "
                     f"the newest model counts its records {percent(weight)}"
                 )
             if s.get("last_trigger_error"):
-                click.echo(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")
+                _say(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")
+
+
+def _say(text: str) -> None:
+    """A line whose parts come from a worker, or from whoever answers in its place."""
+    click.echo(shown(text))

@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from worker import crash
-from worker.directories import make_private_directory, sync_directory
+from worker.directories import make_private_directory, refuse_links, sync_directory
 from worker.errors import ApplyFailed
 from worker.learning import offline_model
 from worker.learning.offline_model import MODEL_FILE
@@ -49,8 +49,9 @@ class ModelFiles:
     """The files of all scenarios. Blocking: call it in a thread."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._root = data_dir.resolve() / "models"
-        self._tmp = data_dir.resolve() / "tmp"
+        self._data = data_dir.resolve()
+        self._root = self._data / "models"
+        self._tmp = self._data / "tmp"
 
     def directory(self, scenario: str, version: int) -> Path:
         """Where a version lies; ValueError for a scenario that is no slug."""
@@ -74,15 +75,17 @@ class ModelFiles:
         offline_model.decode(content)
         work = self._tmp / f"{manifest.run_id}.{epoch}"
         target = self.directory(manifest.scenario, manifest.version)
+        for place in (work.parent, target.parent):
+            refuse_links(place, below=self._data)
         shutil.rmtree(work, ignore_errors=True)
         make_private_directory(work)
         write_new(work / MODEL_FILE, content)
         write_new(work / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest, order="sorted")))
         sync_directory(work)
         make_private_directory(target.parent)
-        if target.exists():
+        if target.exists() or target.is_symlink():
             log.warning("model_directory_without_row_replaced", scenario=manifest.scenario, version=manifest.version)
-            shutil.rmtree(target)
+            _remove(target)
         work.rename(target)
         crash.point("model_renamed")
         for changed in (target.parent, self._root, self._tmp):
@@ -92,6 +95,7 @@ class ModelFiles:
         """The model file of a registered model; `ApplyFailed` where it is missing, changed or a symlink."""
         path = self.directory(model.scenario, model.version) / MODEL_FILE
         try:
+            refuse_links(path.parent, below=self._data)
             content = read_file(path, limit=MODEL_LIMIT)
         except (OSError, ValueError) as error:
             raise ApplyFailed(
@@ -115,7 +119,7 @@ class ModelFiles:
         folder = self.directory(scenario, 0).parent
         removed = sorted(set(versions).intersection(self._present(scenario)))
         for version in removed:
-            shutil.rmtree(folder / str(version))
+            _remove(folder / str(version))
         if removed:
             sync_directory(folder)
             log.info("model_directories_removed", scenario=scenario, versions=removed)
@@ -124,8 +128,22 @@ class ModelFiles:
         folder = self.directory(scenario, 0).parent
         if not folder.is_dir():
             return []
+        try:
+            refuse_links(folder, below=self._data)
+        except OSError as error:
+            # What lies behind it is somebody else's: nothing of ours is there to be removed.
+            log.warning("models_behind_a_link", scenario=scenario, error=str(error))
+            return []
         return sorted(int(each.name) for each in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,17}", each.name))
 
     def clear_temporary(self) -> None:
         """Drop what interrupted writes left. Only at start, before any run."""
         shutil.rmtree(self._tmp, ignore_errors=True)
+
+
+def _remove(directory: Path) -> None:
+    """A version's directory; of a link in its place only the link, not what it leads to."""
+    if directory.is_symlink():
+        directory.unlink()
+    else:
+        shutil.rmtree(directory)

@@ -10,7 +10,10 @@ from typing import Any, Literal
 import orjson
 import structlog
 
+from worker.printable import printable
 from worker.redaction import MASK, Redactor, is_secret_name
+
+_WRITTEN_OUT_BY_JSON = "".join(map(chr, range(32)))
 
 
 def _redaction(secrets: Iterable[str]) -> structlog.typing.Processor:
@@ -22,6 +25,30 @@ def _redaction(secrets: Iterable[str]) -> structlog.typing.Processor:
         return event
 
     return redact_event
+
+
+def _printable_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """No id of somebody's moves the cursor of whoever reads the log, or begins a line of its own."""
+    for key, value in event.items():
+        event[key] = _printable(value, keep="\n\t" if key == "exception" else "")
+    return event
+
+
+def _json_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """As above, but for what JSON writes out by itself."""
+    for key, value in event.items():
+        event[key] = _printable(value, keep=_WRITTEN_OUT_BY_JSON)
+    return event
+
+
+def _printable(value: Any, *, keep: str) -> Any:
+    if isinstance(value, str):
+        return printable(value, keep=keep)
+    if isinstance(value, dict):
+        return {_printable(key, keep=keep): _printable(item, keep=keep) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(item, keep=keep) for item in value]
+    return value
 
 
 def _without_library_traces(record: logging.LogRecord) -> bool:
@@ -61,6 +88,7 @@ def configure_logging(
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.format_exc_info,
         _redaction(secrets),
+        _printable_event if console else _json_event,
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if console
         else structlog.processors.JSONRenderer(serializer=_to_json),
