@@ -132,7 +132,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             return False
         context = cast("Context", handle._context)  # type: ignore[attr-defined]  # what `call_soon` was given
         process = context.get(PROCESS)
-        if process is None or process.life is Life.ALIVE:
+        if process is None:
+            return True
+        if process.life is Life.ALIVE and process.countdown:
+            process.countdown -= 1
+            if not process.countdown:
+                process.strike()
+        if process.life is Life.ALIVE:
             return True
         # Also for the dead: what it left is cleared away at the end of the world.
         process.parked.append(handle)

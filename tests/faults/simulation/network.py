@@ -144,6 +144,9 @@ class SimulatedPublisher:
         self._loop = loop
         self._faults = faults
 
+    async def prepare(self) -> None:
+        """What it publishes to is there."""
+
     async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
         """Ends as the faults say."""
         if self._process.unwinding:

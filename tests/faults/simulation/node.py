@@ -150,7 +150,8 @@ class Node:
             broker, process=process, boot_id=worker.boot_id, scenarios=SCENARIOS, loop=loop
         )
         intake = Intake(subscribers)
-        relay = OutboxRelay(store, SimulatedPublisher(broker, process, loop, faults), clock)
+        events = SimulatedPublisher(broker, process, loop, faults)
+        relay = OutboxRelay(store, events, clock)
         sink = self._sink_type(
             store,
             clock,
@@ -247,6 +248,7 @@ class Node:
             applier=applier,
             registry=registry,
             relay=relay,
+            events=cast("Any", events),
             retention=Retention(store, clock),
             listener=cast("Any", listener),
             control=control,

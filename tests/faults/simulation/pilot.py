@@ -59,6 +59,7 @@ class Flight:
             (5, self._lose_connection),
             (4, self._die),
             (5, self._doom),
+            (8, self._strike),
             (8, lambda: self.world.start(self.random.choice(NAMES))),
             (3, lambda: self.world.freeze(self.random.choice(NAMES))),
             (4, lambda: self.world.thaw(self.random.choice(NAMES))),
@@ -86,6 +87,8 @@ class Flight:
         """The faults stop; everything drains; a fresh message and a fresh training come through (I6)."""
         world, invariants = self.world, self.invariants
         world.faults.stop()
+        for node in world.nodes.values():
+            node.process.countdown = 0
         for name in NAMES:
             world.thaw(name)
         world.start("w1")
@@ -167,6 +170,12 @@ class Flight:
 
     def _doom(self) -> None:
         self.world.doom(self.random.choice(NAMES), self.random.choice(DEATH_POINTS), self.random.randint(1, 4))
+
+    def _strike(self) -> None:
+        turns = self.random.choice((3, 10, 30, 100, 300))
+        self.world.strike_after(
+            self.random.choice(NAMES), self.random.randint(1, turns), fatal=self.random.random() < 0.5
+        )
 
     def _trouble_store(self) -> None:
         seconds = self.random.choice((0.3, 2.0, 15.0))

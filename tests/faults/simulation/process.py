@@ -30,6 +30,9 @@ class Process:
         #: Callbacks that came due while it did not run.
         self.parked: list[asyncio.Handle] = []
         self.tasks: list[asyncio.Task[Any]] = []
+        #: Callbacks that it may still run before `strike` is called, which freezes or kills it; 0: as many as it likes.
+        self.countdown = 0
+        self.strike: Callable[[], None] = lambda: None
         #: Set when its end is being cleared away: then it may unwind, and nothing outside hears of it.
         self.unwinding = False
         self.context = copy_context()

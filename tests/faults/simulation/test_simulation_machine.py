@@ -115,6 +115,10 @@ class Simulation(RuleBasedStateMachine):
     def crash_at(self, name: str, point: Any, hit: int) -> None:
         self.world.doom(name, point, hit)
 
+    @rule(name=names, turns=st.integers(1, 200), fatal=st.booleans())
+    def struck(self, name: str, turns: int, fatal: bool) -> None:
+        self.world.strike_after(name, turns, fatal=fatal)
+
     @rule(name=names)
     def freeze(self, name: str) -> None:
         self.world.freeze(name)

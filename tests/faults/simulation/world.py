@@ -164,6 +164,22 @@ class World:
         if node is not None:
             self.faults.doomed[node.process] = (point, hit)
 
+    def strike_after(self, name: str, turns: int, *, fatal: bool) -> None:
+        """Kill or freeze the worker after so many of its callbacks: between any two steps of anything it does."""
+        node = self.nodes.get(name)
+        if node is None:
+            return
+        process = node.process
+
+        def strike() -> None:
+            self.faults.note("struck between two callbacks")
+            if fatal:
+                self.kill(process)
+            else:
+                self.freeze(name)
+
+        process.countdown, process.strike = turns, strike
+
     def stop(self, name: str) -> None:
         """SIGTERM: it drains."""
         node = self.nodes.get(name)
@@ -264,7 +280,7 @@ class World:
             self.faults.stop()
             for node in self._nodes_ever:
                 process = node.process
-                process.unwinding, process.life = True, Life.ALIVE
+                process.unwinding, process.life, process.countdown = True, Life.ALIVE, 0
                 parked, process.parked = process.parked, []
                 self.loop.unpark(parked)
                 for task in process.tasks:
