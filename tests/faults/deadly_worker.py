@@ -1,6 +1,7 @@
-"""`swarm-worker` with a decoder and a store that die of marked bodies: what a bug in a parser written in C looks like.
+"""`swarm-worker` that dies of marked bodies: what a bug in a parser written in C looks like.
 
-A program for tests; `--trial` makes it the process in which the worker tries out suspects, with the same decoder.
+A program for tests; `--trial` makes it the process in which the worker tries out suspects. That one has the same
+decoder, but not what the worker dies of where it stores: some bugs show only there, with all else that is in memory.
 """
 
 from __future__ import annotations

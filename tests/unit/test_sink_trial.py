@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from worker.wire.reasons import Reason
 _PROGRAM = """
 import os, signal, sys, time
 import worker.sink.trial_child as child
+import worker.store.sqlite.trial as store
 honest = child.decode_batch
+store_honestly = store.GroupIngest.run
 def decode(body, **how):
     if body.startswith(b"kill"):
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -31,7 +34,12 @@ def decode(body, **how):
         open(body[4:], "w").close()
         os._exit(3)
     return honest(body, **how)
+def run(ingest):
+    if any(b"store-kills" in incoming.body for incoming in ingest._group):
+        os.kill(os.getpid(), signal.SIGBUS)
+    return store_honestly(ingest)
 child.decode_batch = decode
+store.GroupIngest.run = run
 child.main(sys.stdin.buffer, sys.stdout.buffer)
 """
 PATCHED = (sys.executable, "-c", _PROGRAM)
@@ -62,6 +70,7 @@ async def test_a_body_that_kills_is_told_by_its_signal_and_the_next_one_is_tried
         assert await tried(trial, b"kill" + b"x" * 1_000_000) == "signal:11"
         assert await tried(trial, body(1)) is None
         assert await tried(trial, b"raise") is None  # the judge catches that one
+        assert await tried(trial, body(2, action="store-kills")) == f"signal:{signal.SIGBUS.value}"
     finally:
         await trial.close()
 
@@ -109,7 +118,7 @@ async def test_the_sink_quarantines_what_kills_and_stores_what_does_not() -> Non
     assert len(kept) == 5
     reject = kept[b"kill me"]
     assert isinstance(reject, IncomingReject)
-    assert (reject.reason, reject.headers) == (Reason.CRASHED_DECODER, {"message_id": "m"})
+    assert (reject.reason, reject.headers) == (Reason.CRASHED_DECODER, {"message_id": "m", "routing_key": "S"})
     stats = bench.sink.stats
     assert (stats.suspects, stats.groups, stats.fresh, stats.in_flight) == (4, 5, 8, 0)
     assert all(message.acks == 1 for message in (deadly, *innocent))

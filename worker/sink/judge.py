@@ -71,11 +71,11 @@ class Judge:
         return self._producers.sender(headers.get("user_id"), headers.get("routing_key"), lambda: headers)
 
     def deadly(self, delivery: Delivery, end: str) -> Incoming:
-        """What comes of a message whose decoding ended the process that tried it."""
+        """What comes of a message that ended the process which tried it."""
         return IncomingReject(
             scenario=delivery.scenario,
             reason=Reason.CRASHED_DECODER,
-            detail=f"decoding it ended the process: {end}",
+            detail=f"decoding or storing it ended the process: {end}",
             body=delivery.body,
             received_at_ms=self._clock.now_ms(),
             headers=_kept_headers(delivery),

@@ -1,4 +1,4 @@
-"""Suspects are decoded in a process of their own first, so that a body that kills its decoder kills only that.
+"""Suspects are handled in a process of their own first, so that a body that kills whoever handles it kills only that.
 
 A message that was given back three times may have ended the worker each time, and everything that was prefetched beside
 it was given back as often: at the fiftieth return the broker would take all of them for dead. What survives its trial
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 COMMAND = (sys.executable, "-P", "-s", "-m", "worker.sink.trial_child")
 #: A body is tried again in a fresh process before it is called deadly: the first may have died of something else.
 _TRIES = 2
+#: Seconds a process may take to start; half of one on an idle machine.
+_START = 30.0
 #: Seconds between the end of a process's output and that of the process.
 _LAST_MOMENTS = 1.0
 
@@ -37,7 +39,7 @@ class Trial:
     """Tries out one body at a time; the process is kept until `close`, since suspects come in dozens."""
 
     def __init__(self, *, command: Sequence[str] = COMMAND, patience: float = 20.0) -> None:
-        """`patience`: seconds for one body, or for the process to start."""
+        """`patience`: seconds for one body."""
         self._command = tuple(command)
         self._patience = patience
         self._child: _Child | None = None
@@ -53,11 +55,12 @@ class Trial:
         frame = msgspec.msgpack.encode((scenario, content_type, content_encoding, body))
         for _ in range(_TRIES):
             self._child = child = self._child or await self._start()
-            if await child.answers(SURVIVED, to=len(frame).to_bytes(LENGTH_BYTES, "big") + frame):
+            sent = len(frame).to_bytes(LENGTH_BYTES, "big") + frame
+            if await child.answers(SURVIVED, to=sent, within=self._patience):
                 return None
             self._child = None
             end = await child.end()
-            log.warning("suspect_ended_its_decoder", scenario=scenario, size=len(body), end=end)
+            log.warning("suspect_ended_its_trial", scenario=scenario, size=len(body), end=end)
         return end
 
     async def close(self) -> None:
@@ -78,8 +81,8 @@ class Trial:
             )
         except OSError as error:
             raise NoTrial(f"no process for trials can be started: {error}") from error
-        child = _Child(process, self._patience)
-        if await child.answers(READY):
+        child = _Child(process)
+        if await child.answers(READY, within=_START):
             return child
         raise NoTrial(f"the process for trials ended at its start: {await child.end()}")
 
@@ -87,18 +90,17 @@ class Trial:
 class _Child:
     """One process; see `trial_child`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, patience: float) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
         if process.stdin is None or process.stdout is None:
             raise ValueError("a process for trials needs both pipes")
         self._process = process
         self._stdin, self._stdout = process.stdin, process.stdout
-        self._patience = patience
         self._late = False
 
-    async def answers(self, what: bytes, *, to: bytes = b"") -> bool:
+    async def answers(self, what: bytes, *, to: bytes = b"", within: float) -> bool:
         """Whether it says this in time."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(within):
                 self._stdin.write(to)
                 await self._stdin.drain()
                 return await self._stdout.read(1) == what

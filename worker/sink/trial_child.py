@@ -1,4 +1,4 @@
-"""The process in which a suspect is decoded first: it reads bodies, says that it survived each, and knows no secret.
+"""The process in which a suspect is handled first: decoded, and stored in memory. It knows no secret and no record.
 
 On standard input: four bytes of length (big endian), then msgpack of (scenario, content_type, content_encoding, body),
 again and again. On standard output: `READY` once, then `SURVIVED` after each body. It ends with its input, so it
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from typing import BinaryIO
 
 import msgspec
 
+from worker.store.sqlite.trial import TrialStore
 from worker.wire.codec import decode_batch
 
 READY, SURVIVED = b"+", b"."
@@ -26,18 +27,23 @@ _MEMORY = 1_500_000_000
 
 
 def main(bodies: BinaryIO, answers: BinaryIO) -> None:
-    """Decode what comes until the input ends. A fault that can be caught is the worker's own judge's to catch."""
+    """Handle what comes until the input ends. A fault that can be caught is the worker's own to catch."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the body
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    _answer(answers, READY)
-    while length := bodies.read(LENGTH_BYTES):
-        scenario, content_type, content_encoding, body = msgspec.msgpack.decode(
-            bodies.read(int.from_bytes(length, "big"))
-        )
-        _allow_one_more_body()
-        with suppress(Exception):  # survived: the worker's own judge quarantines it with what it raises
-            decode_batch(body, scenario=scenario, content_type=content_type, content_encoding=content_encoding)
-        _answer(answers, SURVIVED)
+    with redirect_stdout(sys.stderr):  # a line of a log is no answer
+        store = TrialStore()
+        _answer(answers, READY)
+        while length := bodies.read(LENGTH_BYTES):
+            scenario, content_type, content_encoding, body = msgspec.msgpack.decode(
+                bodies.read(int.from_bytes(length, "big"))
+            )
+            _allow_one_more_body()
+            with suppress(Exception):  # survived: the worker singles it out by what it raises
+                found = decode_batch(
+                    body, scenario=scenario, content_type=content_type, content_encoding=content_encoding
+                )
+                store.ingest(scenario, body, found)
+            _answer(answers, SURVIVED)
 
 
 def _allow_one_more_body() -> None:

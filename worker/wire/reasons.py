@@ -51,7 +51,7 @@ class Reason(StrEnum):
     UNAUTHENTICATED_PRODUCER = "unauthenticated_producer", "the AMQP user may not publish for this producer"
     KEY_CONFLICT = "key_conflict", "a batch of this identity is stored with another content"
     RECORD_CONFLICT = "record_conflict", "a record of this identity is stored with another content"
-    CRASHED_DECODER = "crashed_decoder", "decoding the body ended the process that did it, twice"
+    CRASHED_DECODER = "crashed_decoder", "decoding or storing the body ended the process that tried it, twice"
     STORE_REFUSED = "store_refused", "the store refused the data for what it is"
     UNEXPECTED = "unexpected", "the worker failed on this message in a way nobody foresaw; please report it"
 
