@@ -50,6 +50,7 @@ class Fake:
         since_ms: int = 0,
         until_ms: int = 10**15,
         group_id: str | None = None,
+        session_id: str | None = None,
     ) -> list[Session]:
         found = [
             one
@@ -57,6 +58,7 @@ class Fake:
             if one.scenario == scenario
             and since_ms <= one.received_at_ms <= until_ms
             and (group_id is None or one.record.group_id == group_id)
+            and session_id in (None, one.record.session_id)
         ]
         return sorted(found, key=lambda one: -one.received_at_ms)[:latest]
 

@@ -17,6 +17,7 @@ from worker.episodes.episode import Step
 from worker.episodes.rules import Rules
 from worker.episodes.task import PlacedAction, TaskView
 from worker.wire.records import ActionRecord, Failure, LearnStatsRecord, Outcome, Success, Timeout, Unknown
+from worker.wire.times import happened_at
 
 #: The terminal action by which a worker admits defeat: a failure, whatever its `success` says (decision j).
 GIVE_UP = "give_up"
@@ -43,7 +44,7 @@ class Cut(Struct, kw_only=True, gc=False):
     group_id: str | None
     #: Who sent the last action, and with it says how the sequence ended.
     producer: str
-    #: Unix ms of the last action: its own timestamp where sent, else when its batch came in.
+    #: Unix ms of the last action: see `happened_at`.
     ended_at_ms: int
     holdout: bool
 
@@ -186,7 +187,6 @@ def _close(
 ) -> Cut:
     steps = [step_of(placed.record) for placed in run]
     last = run[-1]
-    stamp = last.record.timestamp_ms
     return Cut(
         task_id=view.task_id,
         worker_id=worker_id,
@@ -199,7 +199,7 @@ def _close(
         session_id=session_id,
         group_id=_group_id(run, view.session),
         producer=last.producer,
-        ended_at_ms=last.received_at_ms if stamp is None else stamp,
+        ended_at_ms=happened_at(last.record.timestamp_ms, last.received_at_ms),
         holdout=out,
     )
 

@@ -12,6 +12,7 @@ from worker.episodes.episode import Episode
 from worker.episodes.model import EpisodeContext, Graph, InvalidEpisode, LearnModel, MissingData, metadata_of
 from worker.episodes.training_data import TrainingData
 from worker.wire.records import DependencyGraphRecord, Failure, Outcome, Success, Unknown
+from worker.wire.times import happened_at
 
 SYSTEM_PROMPT = (
     "You infer in which order actions depend on each other: first those that discover, then those that do not."
@@ -42,7 +43,7 @@ class DependencyGraphLearnModel(LearnModel):
                 actions=[*record.discover_order, *record.not_discover_order],
                 session_id=record.session_id,
                 duration_ms=record.latency_ms,
-                ended_at_ms=graph.received_at_ms if record.timestamp_ms is None else record.timestamp_ms,
+                ended_at_ms=happened_at(record.timestamp_ms, graph.received_at_ms),
                 holdout=holdout(holdout_key(graph.scenario, record.session_id or key), graph.rules.holdout),
             )
         ]

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from worker.learning.tally import countable
 from worker.wire.records import DependencyGraphRecord
+from worker.wire.times import happened_at
 
 #: Actions in one order; a set beyond it is no plan but a mistake, and models stay small.
 MOST_ACTIONS = 256
@@ -87,7 +88,7 @@ class PlacedGraph(Struct, frozen=True, kw_only=True):
     @property
     def inferred_at_ms(self) -> int:
         """Unix ms: the record's own time where sent, else when its batch came in."""
-        return self.received_at_ms if self.record.timestamp_ms is None else self.record.timestamp_ms
+        return happened_at(self.record.timestamp_ms, self.received_at_ms)
 
 
 class OrderChoice(Struct, frozen=True, kw_only=True):

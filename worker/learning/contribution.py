@@ -26,6 +26,7 @@ from worker.learning.counts import BucketedCounts, CountBucket, CountKey, Counts
 from worker.learning.tally import Tally, bounded, countable, kind_of
 from worker.wire.records import LearnStatsRecord
 from worker.wire.stats import LearnStats, parse_learn_stats
+from worker.wire.times import happened_at
 
 DAY_MS = 86_400_000
 _T = TypeVar("_T")
@@ -54,7 +55,7 @@ def session_counts(
     `scenario` and `holdout_share` put a session on the same side of the held-out split as its tasks; without them it is
     never held out. Raises `ValueError` where `stats_json` is no learn stats.
     """
-    ended_at_ms = received_at_ms if record.timestamp_ms is None else record.timestamp_ms
+    ended_at_ms = happened_at(record.timestamp_ms, received_at_ms)
     held_out = holdout(holdout_key(scenario, record.session_id), holdout_share)
     counts: Counts = Counter()
     _add(counts, "sessions." + kind_of(record.outcome), (), 1)

@@ -11,6 +11,7 @@ from worker.learning.selection import SelectionPerformance, StrategyStats, Strat
 from worker.learning.statistics import ActionStats, EpisodeTransitions, NgramStats, OkBad, Pair
 from worker.wire.records import LearnStatsRecord, Outcome
 from worker.wire.stats import LearnStats, parse_learn_stats
+from worker.wire.times import happened_at
 
 #: The original's document version.
 SNAPSHOT_VERSION = 1
@@ -78,7 +79,7 @@ def snapshot_of_session(record: LearnStatsRecord, received_at_ms: int, scenario:
     return LearningSnapshot(
         metadata=SnapshotMetadata(
             scenario_name=scenario,
-            created_at=received_at_ms if record.timestamp_ms is None else record.timestamp_ms,
+            created_at=happened_at(record.timestamp_ms, received_at_ms),
             session_count=1,
             total_episodes=transitions.success_episodes + transitions.failure_episodes,
             total_actions=record.total_actions,

@@ -17,6 +17,7 @@ from worker.learning.rates import rounded
 from worker.learning.snapshots import LearningSnapshot, SessionGroupId, snapshot_of_session
 from worker.store.port import Session, Store
 from worker.wire.records import Success, Unknown
+from worker.wire.times import happened_at
 
 
 class SessionGroup(Struct, frozen=True, kw_only=True):
@@ -110,7 +111,7 @@ def _snapshot(session: Session) -> LearningSnapshot:
 
 
 def _ended_at(session: Session) -> int:
-    return session.received_at_ms if session.record.timestamp_ms is None else session.record.timestamp_ms
+    return happened_at(session.record.timestamp_ms, session.received_at_ms)
 
 
 def _group(scenario: str, group_id: str, oldest_first: Sequence[Session]) -> SessionGroup:

@@ -23,6 +23,7 @@ from worker.store.port import (
     Session,
 )
 from worker.wire.records import INT64_MAX, Unknown, score_of
+from worker.wire.times import happened_at
 
 
 class Projections(Role):
@@ -266,8 +267,7 @@ def _within(at_ms: int, since_ms: int | None, until_ms: int | None) -> bool:
 
 
 def _ended_at(item: PendingGraph | PendingSession | Session) -> int:
-    stamp = item.record.timestamp_ms
-    return item.received_at_ms if stamp is None else stamp
+    return happened_at(item.record.timestamp_ms, item.received_at_ms)
 
 
 def _place(graph: PendingGraph) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from worker.store.sqlite.numbers import SQL, Numbers
 from worker.store.sqlite.quarantine import insert_quarantine
 from worker.wire.reasons import Reason
 from worker.wire.records import ActionRecord, DependencyGraphRecord, LearnStatsRecord, LlmCallRecord, Record
+from worker.wire.times import happened_at
 
 #: A record's place in the log is `batch_no << PLACE_BITS | index`; a batch holds at most 10,000 records.
 PLACE_BITS = 14
@@ -233,8 +234,7 @@ class GroupIngest:
     def _store_graphs(self, fresh: Fresh, refused: dict[int, int]) -> None:
         for position, record in enumerate(fresh.incoming.batch.records, fresh.batch_no << PLACE_BITS):
             if isinstance(record, DependencyGraphRecord) and position not in refused:
-                stamp = record.timestamp_ms
-                ended_at_ms = fresh.incoming.received_at_ms if stamp is None else stamp
+                ended_at_ms = happened_at(record.timestamp_ms, fresh.incoming.received_at_ms)
                 self._connection.execute(SQL["insert_graph"], (position, fresh.scope.number, ended_at_ms))
 
     def _in_group(self, position: int) -> tuple[Fresh, Record]:
@@ -283,7 +283,7 @@ class GroupIngest:
         _LINK_TASK.run(connection, sorted(self._links))
         for session, position, record in self._ended:
             fresh = self._in_group(position)[0]
-            ended_at_ms = fresh.incoming.received_at_ms if record.timestamp_ms is None else record.timestamp_ms
+            ended_at_ms = happened_at(record.timestamp_ms, fresh.incoming.received_at_ms)
             row = (position, ended_at_ms, record.group_id, record.phase, session.number)
             connection.execute(SQL["end_session"], row)
             connection.execute(SQL["close_tasks_of_session"], (session.number, fresh.batch_no))
