@@ -302,6 +302,7 @@ class _Kit:
             runs=runs,
             applier=applier,
             registry=registry,
+            events=events,
             relay=relay,
             retention=Retention(store, clock),
             listener=listener,

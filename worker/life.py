@@ -16,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from worker.broker.control import ControlListener
 from worker.broker.faults import BROKER_ERRORS, describe
 from worker.broker.port import Delivery
+from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
 from worker.broker.supervision import supervise
@@ -67,6 +68,7 @@ class Parts:
     runs: RunManager
     applier: Applier
     registry: Registry
+    events: RabbitPublisher
     relay: OutboxRelay
     retention: Retention
     listener: ControlListener
@@ -245,6 +247,7 @@ async def _within(seconds: float, *steps: Awaitable[None]) -> None:
 
 async def _register_all(parts: Parts) -> None:
     """Take records and commands from here on."""
+    await parts.events.prepare()
     for subscriber in parts.subscribers.values():
         await _register(subscriber.start)
     await _register(parts.listener.start)

@@ -224,8 +224,8 @@ class Consumer:
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         """One that died of what nobody foresaw must not do so in silence: nothing would bring this consumer back."""
-        error = asyncio.CancelledError() if keeper.cancelled() else keeper.exception()
-        if error is not None and not self._stopping:
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None:
             self._session.fail(WorkerError(f"the consumer {self.name} cannot be kept: {describe(error)}"))
 
     async def _keep(self) -> None:

@@ -17,9 +17,9 @@ from worker.broker.session import Session
 from worker.broker.topology import (
     TopologyMode,
     ensure_topology,
+    exchanges,
     jobs_queue,
     scenario_objects,
-    shared_objects,
     worker_keys,
     worker_objects,
     worker_queue,
@@ -128,7 +128,7 @@ class ControlListener:
         return True
 
     async def _prepare(self) -> list[str]:
-        objects = [*shared_objects()]
+        objects = [*exchanges()]
         for scenario in self._scenarios:
             objects += scenario_objects(scenario)
         await ensure_topology(self._session, objects, self._topology)

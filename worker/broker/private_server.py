@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 #: Debian's /usr/sbin/rabbitmq-server insists on user rabbitmq and on its own directories; the script it calls does not.
 _DEBIAN = "/usr/lib/rabbitmq/lib"
@@ -83,8 +84,8 @@ def control_command(server: Path) -> str:
     return str(next((path for path in (debian, beside) if path.exists()), "rabbitmqctl"))
 
 
-def serve(server: Path, directory: Path, port: int) -> None:
-    """Run the server until standard input ends or the server stops."""
+def prepare(directory: Path, port: int) -> dict[str, str]:
+    """Write the server's configuration; the environment to start it in. What is there already stays."""
     (directory / "rabbitmq.conf").write_text(_CONFIGURATION.format(port=port))
     (directory / "advanced.config").write_text(_ADVANCED)
     (directory / "enabled_plugins").write_text("[].\n")
@@ -93,23 +94,40 @@ def serve(server: Path, directory: Path, port: int) -> None:
         cookie.touch(mode=0o600)
         cookie.write_text(secrets.token_hex(16))
         cookie.chmod(0o400)
-    environment = server_environment(directory)
+    return server_environment(directory)
+
+
+def start_epmd(environment: dict[str, str], console: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Erlang's directory of nodes. Started here, not by the server: it would detach itself and outlive everybody."""
+    program = shutil.which("epmd") or "epmd"
+    return subprocess.Popen([program], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+
+
+def start_node(server: Path, environment: dict[str, str], console: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The server itself, in a process group of its own. On the same directory it goes on with what it had."""
+    return subprocess.Popen(
+        [server], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
+    )
+
+
+def kill_node(node: subprocess.Popen[bytes]) -> None:
+    """End all of it by kill -9."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(node.pid, signal.SIGKILL)
+    node.wait()
+
+
+def serve(server: Path, directory: Path, port: int) -> None:
+    """Run the server until standard input ends or the server stops."""
+    environment = prepare(directory, port)
     with (directory / "console.log").open("wb") as console:
-        # Started here, not by the server: epmd would otherwise detach itself and outlive everybody.
-        epmd = subprocess.Popen(
-            [shutil.which("epmd") or "epmd"], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console
-        )
-        node = subprocess.Popen(
-            [server], env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
-        )
+        epmd = start_epmd(environment, console)
+        node = start_node(server, environment, console)
         stopped = _when_it_stops(node)
         try:
             _wait_for_end(stopped)
         finally:
-            # Nothing in it is worth an orderly end, which takes seconds.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(node.pid, signal.SIGKILL)
-            node.wait()
+            kill_node(node)  # nothing in it is worth an orderly end, which takes seconds
             epmd.kill()
             epmd.wait()
 

@@ -63,6 +63,21 @@ class RabbitPublisher:
         self._slots = asyncio.Semaphore(max_in_flight)
         self._in_flight: dict[str, asyncio.Future[None]] = {}
 
+    async def prepare(self) -> None:
+        """Declare what `restore` declares. A broker in trouble is left to the next publish.
+
+        Raises `BrokerRefused`.
+        """
+        if self._restore is None:
+            return
+        self._missing = True
+        try:
+            await self._restore()
+        except BROKER_ERRORS as error:
+            log.warning("not_declared", error=describe(error))
+        else:
+            self._missing = False
+
     async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
         """Send and wait for the confirm. Raises `PublishFailed`, whose `reason` says what happened.
 

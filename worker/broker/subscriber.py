@@ -14,7 +14,7 @@ from worker.broker.consumer import Consumer, Link
 from worker.broker.port import Delivery
 from worker.broker.properties import as_text
 from worker.broker.session import Session
-from worker.broker.topology import TopologyMode, ensure_topology, records_queue, scenario_objects, shared_objects
+from worker.broker.topology import TopologyMode, ensure_topology, exchanges, records_queue, scenario_objects
 from worker.wire.limits import MAX_BODY
 
 
@@ -193,7 +193,7 @@ class Subscriber:
         self.stats.given_back += 1
 
     async def _prepare(self) -> list[str]:
-        await ensure_topology(self.session, [*shared_objects(), *scenario_objects(self.scenario)], self._topology)
+        await ensure_topology(self.session, [*exchanges(), *scenario_objects(self.scenario)], self._topology)
         return [self.queue]
 
     def _on_message(self, link: Link, message: DeliveredMessage) -> None:
