@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import structlog
@@ -36,7 +37,7 @@ class Reserve:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+                _allocate(descriptor)
             finally:
                 os.close(descriptor)
         except OSError:
@@ -76,3 +77,11 @@ class Reserve:
                 f"the store {self._store} is not available (SQLITE_FULL): the disk is full but for a reserve of "
                 f"{RESERVE_BYTES >> 20} MB; free space and the worker goes on by itself"
             )
+
+
+def _allocate(descriptor: int) -> None:
+    """Blocks of the disk, not only a size."""
+    if sys.platform == "linux":
+        os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+    else:
+        os.pwrite(descriptor, bytes(RESERVE_BYTES), 0)
