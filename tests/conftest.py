@@ -15,7 +15,10 @@ from uuid import uuid4
 
 import pytest
 
+from tests import no_pickle
 from worker.broker.local import LocalBroker
+
+no_pickle.forbid()
 
 _HOLDER = Path(__file__).with_name("broker_holder.py")
 _PATIENCE = 420.0
