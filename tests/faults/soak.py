@@ -27,9 +27,9 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from rich.table import Table
-from tests.faults.mortal_broker import mortal_broker
 
 from tests.faults.invariants import Bounds, Report, Watch, check, opened, watching
+from tests.faults.mortal_broker import mortal_broker
 from tests.faults.oracle import UNCONFIRMED, Oracle
 from tests.faults.soak_faults import Scene, possible
 from tests.integration.foreign_node import journal_at, node_at
