@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
 import pytest
 import structlog
+
+
+@pytest.fixture(autouse=True)
+def light() -> Iterator[None]:
+    """The collector looks at the simulation's objects alone, not at all of pytest's each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,9 @@ from worker.store.port import Store
 WRITES = frozenset(
     {
         "ingest", "quarantine_mark_replayed", "project", "rebuild", "save_trigger_state", "acquire_lease",
-        "renew_lease", "release_lease", "create_run", "start_run", "progress_run", "finish_run", "requeue_run",
-        "deploy", "add_events", "mark_sent", "mark_attempt", "accept_command", "finish_command",
+        "renew_lease", "release_lease", "end_leases_of_the_dead", "create_run", "start_run", "progress_run",
+        "finish_run", "requeue_run", "deploy", "add_events", "mark_sent", "mark_attempt", "accept_command",
+        "finish_command",
     }
 )  # fmt: skip
 #: They give records as they are asked for, not a value.
@@ -41,13 +42,21 @@ class FaultyStore:
     """`worker.store.port.Store` as one process sees it."""
 
     def __init__(
-        self, store: MemoryStore, process: Process, loop: SimulatedLoop, faults: Faults, witness: Witness
+        self,
+        store: MemoryStore,
+        process: Process,
+        loop: SimulatedLoop,
+        faults: Faults,
+        witness: Witness,
+        *,
+        alone: bool,
     ) -> None:
         self._store = store
         self._process = process
         self._loop = loop
         self._faults = faults
         self._witness = witness
+        self._alone = alone
 
     def as_store(self) -> Store:
         """The port: what is not written here is found by name."""
@@ -61,8 +70,11 @@ class FaultyStore:
         """The others go on."""
 
     async def end_leases_of_the_dead(self, owner: str) -> int:
-        """Many have the store open at once: nothing proves that anybody is dead."""
-        return 0
+        """Where many have the store open at once, nothing proves that anybody is dead."""
+        if not self._alone:
+            return 0
+        method = self._store.end_leases_of_the_dead
+        return cast("int", await self._send("end_leases_of_the_dead", method, (owner,), {}))
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
@@ -117,7 +129,9 @@ class FaultyStore:
             self._witness(self._process, name, args, error or result)
             if self._faults.dies(self._process, "after_commit"):
                 return
-        self._loop.call_soon(_answer, answer, result, error)
+            self._loop.call_soon(_answer, answer, result, error)
+        else:
+            _answer(answer, result, error)
 
 
 def at_once(work: Awaitable[Any]) -> Any:

@@ -14,13 +14,14 @@ from tests.faults.simulation.node import IDLE, MODELS, RULES, SCENARIOS
 from tests.faults.simulation.traffic import Sent
 from tests.faults.simulation.world import REPLIES, World
 from worker.broker.topology import jobs_queue, records_queue
+from worker.client.following import LiveModel
 from worker.learning.counts import BucketedCounts
 from worker.models.files import ModelFiles
 from worker.projector import project_item
 from worker.store.port import OutboxEvent, StoredRecord
 from worker.wire.codec import record_to_json
 from worker.wire.commands import COMMANDS, decode_reply
-from worker.wire.events import event_id
+from worker.wire.events import decode_event, event_id
 from worker.wire.names import LEARNING_EXCHANGE
 from worker.wire.records import ActionRecord, LearnStatsRecord
 
@@ -288,6 +289,19 @@ class Invariants:
             live = None if champion is None else self._store._models[champion].sha256
             assert served == live, f"{served} is served in {scenario}, {live} is live"
             self._projections_equal_a_recompute(scenario)
+        if len(self._world.workers) == 1:
+            self._subscribers_know_what_is_live()
+
+    def _subscribers_know_what_is_live(self) -> None:
+        """One relay keeps the order of the outbox, so who drops copies knows the live model in the end."""
+        stored = [id_ for id_ in self._store._events if id_ in self.delivered]
+        assert list(self.delivered) == stored, "events came in another order than they were stored in"
+        for scenario in SCENARIOS:
+            live = LiveModel(scenario)
+            for body in self.delivered.values():
+                live.take(decode_event(body))
+            known = None if live.current is None else live.current.model_id
+            assert known == self._store._aliases.get(scenario, {}).get("champion")
 
     def _projections_equal_a_recompute(self, scenario: str) -> None:
         store = self._store

@@ -100,6 +100,7 @@ class Node:
         broker: MemoryBroker,
         faults: Faults,
         witness: Witness,
+        alone: bool,
         data_dir: Path,
         applicator: NoopApplicator,
         clock_offset_ms: Callable[[], int],
@@ -114,10 +115,11 @@ class Node:
         self._data_dir = data_dir
         self._sink_type = sink
         self.clock: Clock = SimulatedClock(loop.time, clock_offset_ms)
-        self.store = FaultyStore(store, process, loop, faults, witness)
+        self.store = FaultyStore(store, process, loop, faults, witness, alone=alone)
         self._deployments = 0
         self.subscribers: dict[str, SimulatedSubscriber] = {}
         self.control: SimulatedControl | None = None
+        self.intake: Intake | None = None
         boot = f"b{process.boot}"
         worker = self.worker = Worker(_settings(), self._assemble, boot_id=boot)
         self.task: asyncio.Task[None] = process.context.run(loop.create_task, worker.run())
@@ -149,7 +151,7 @@ class Node:
         listener = self.control = SimulatedControl(
             broker, process=process, boot_id=worker.boot_id, scenarios=SCENARIOS, loop=loop
         )
-        intake = Intake(subscribers)
+        intake = self.intake = Intake(subscribers)
         events = SimulatedPublisher(broker, process, loop, faults)
         relay = OutboxRelay(store, events, clock)
         sink = self._sink_type(

@@ -18,6 +18,8 @@ from tests.faults.simulation.world import World
 from worker.wire.commands import Apply, Args, Pause, Rebuild, ReplayQuarantine, Resume, Rollback, Shutdown, TrainNow
 
 NAMES = ("w1", "w2")
+#: What the intake says of a pause by command.
+PAUSED = "paused by command"
 #: Virtual seconds within which everything must have drained once the faults stopped. The longest waits of the product
 #: are a minute (a run that could not be carried out, an event that could not be sent), and they add up.
 DRAINED_WITHIN = 600.0
@@ -45,9 +47,10 @@ class Flight:
 
     def __init__(self, seed: int, data_dir: Path, **parts: Any) -> None:
         """`parts` as `World` takes them."""
-        self.world = World(seed, data_dir, **parts)
-        self.invariants = Invariants(self.world)
         self.random = Random(f"pilot {seed}")
+        workers = NAMES if self.random.random() < 0.6 else NAMES[:1]
+        self.world = World(seed, data_dir, **{"workers": workers, **parts})
+        self.invariants = Invariants(self.world)
         acts: list[tuple[int, Callable[[], None]]] = [
             (30, self._publish),
             (7, self._send_again),
@@ -60,12 +63,12 @@ class Flight:
             (4, self._die),
             (5, self._doom),
             (8, self._strike),
-            (8, lambda: self.world.start(self.random.choice(NAMES))),
-            (3, lambda: self.world.freeze(self.random.choice(NAMES))),
-            (4, lambda: self.world.thaw(self.random.choice(NAMES))),
+            (8, lambda: self.world.start(self._worker())),
+            (3, lambda: self.world.freeze(self._worker())),
+            (4, lambda: self.world.thaw(self._worker())),
             (3, self._trouble_store),
-            (2, lambda: self.world.jump(self.random.choice((None, *NAMES)), self.random.choice((-3600, 3600)))),
-            (1, lambda: self.world.stop(self.random.choice(NAMES))),
+            (2, lambda: self.world.jump(self.random.choice((None, *workers)), self.random.choice((-3600, 3600)))),
+            (1, lambda: self.world.stop(self._worker())),
         ]
         self._acts = [act for _, act in acts]
         self._weights = [weight for weight, _ in acts]
@@ -89,7 +92,7 @@ class Flight:
         world.faults.stop()
         for node in world.nodes.values():
             node.process.countdown = 0
-        for name in NAMES:
+        for name in world.workers:
             world.thaw(name)
         world.start("w1")
         world.command("resume", Resume(), scenario=None)
@@ -124,14 +127,20 @@ class Flight:
             self.invariants.each_step()
 
     def _supervise(self) -> None:
-        """Start again who ended, as what supervises a worker does."""
-        for name in NAMES[: 1 + self.world.second_worker]:
+        """Start again who ended, and resume who is paused, as what supervises a worker and an operator do."""
+        for name in self.world.workers:
             self.world.start(name)
+        intakes = [node.intake for node in self.world.nodes.values() if node.intake is not None]
+        if any(PAUSED in intake.reasons(scenario) for intake in intakes for scenario in SCENARIOS):
+            self.world.command("resume", Resume(), scenario=None)
 
     # ------------------------------------------------------------ what may happen
 
     def _scenario(self) -> str:
         return self.random.choice(SCENARIOS)
+
+    def _worker(self) -> str:
+        return self.random.choice(self.world.workers)
 
     def _publish(self) -> None:
         kind = self.random.choices(KINDS, [_KIND_WEIGHTS.get(kind, 3) for kind in KINDS])[0]
@@ -169,13 +178,11 @@ class Flight:
             self.world.kill(self.world.nodes[self.random.choice(sorted(self.world.nodes))].process)
 
     def _doom(self) -> None:
-        self.world.doom(self.random.choice(NAMES), self.random.choice(DEATH_POINTS), self.random.randint(1, 4))
+        self.world.doom(self._worker(), self.random.choice(DEATH_POINTS), self.random.randint(1, 4))
 
     def _strike(self) -> None:
         turns = self.random.choice((3, 10, 30, 100, 300))
-        self.world.strike_after(
-            self.random.choice(NAMES), self.random.randint(1, turns), fatal=self.random.random() < 0.5
-        )
+        self.world.strike_after(self._worker(), self.random.randint(1, turns), fatal=self.random.random() < 0.5)
 
     def _trouble_store(self) -> None:
         seconds = self.random.choice((0.3, 2.0, 15.0))

@@ -27,7 +27,7 @@ from tests.faults.simulation.pilot import COMMANDS, NAMES, Flight, a_flight
 from tests.faults.simulation.traffic import KINDS
 from worker.wire.commands import Resume, Shutdown
 
-EXAMPLES = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "100"))
 STEPS = 60
 
 names = st.sampled_from(NAMES)
@@ -44,10 +44,10 @@ class Simulation(RuleBasedStateMachine):
         self.closing = ExitStack()
         self.flight: Flight | None = None
 
-    @initialize(seed=st.integers(0, 2**16))
-    def begin(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 2**16), workers=st.sampled_from((NAMES[:1], NAMES)))
+    def begin(self, seed: int, workers: tuple[str, ...]) -> None:
         """The order of callbacks is drawn from `seed`."""
-        self.flight = self.closing.enter_context(a_flight(seed))
+        self.flight = self.closing.enter_context(a_flight(seed, workers=workers))
         self.world = self.flight.world
         self.world.start("w1")
 

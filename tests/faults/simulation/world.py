@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random as global_random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from pathlib import Path
@@ -39,10 +39,20 @@ class World:
     """One run of everything, decided by `seed` and by what is done to it. `close` it."""
 
     def __init__(
-        self, seed: int, data_dir: Path, *, store: type[MemoryStore] = MemoryStore, sink: type[Sink] = Sink
+        self,
+        seed: int,
+        data_dir: Path,
+        *,
+        workers: Sequence[str],
+        store: type[MemoryStore] = MemoryStore,
+        sink: type[Sink] = Sink,
     ) -> None:
-        """`store` and `sink` may have a fault of their own, to see that it is found."""
+        """`workers` by name. `store` and `sink` may have a fault of their own, to see that it is found.
+
+        One worker has its store alone, as with SQLite: who opens it knows that whoever had it before is dead.
+        """
         self.seed = seed
+        self.workers = tuple(workers)
         self.trace: list[str] = []
         #: Found wrong where no exception could be raised; looked at after every step.
         self.problems: list[str] = []
@@ -63,7 +73,6 @@ class World:
         #: Commands by id, as they were sent.
         self.commands: dict[str, OutgoingMessage] = {}
         self.boots = 0
-        self.second_worker = False
         self._sink = sink
         self.applicator = NoopApplicator()
         self._offsets_ms: dict[str, int] = {}
@@ -91,23 +100,22 @@ class World:
 
     def jump(self, name: str | None, seconds: float) -> None:
         """Somebody sets the wall clock, of one worker's machine or of all."""
-        for each in [name] if name else ["w1", "w2"]:
+        for each in [name] if name else self.workers:
             self._offsets_ms[each] = self._offsets_ms.get(each, 0) + round(seconds * 1000)
             self._furthest_ms = max(self._furthest_ms, self._offsets_ms[each])
         self.note(f"clock of {name or 'all'} {seconds:+}")
 
     def mend_clocks(self) -> None:
         """All clocks show the same, and nothing that was stored lies in their future."""
-        self._offsets_ms = dict.fromkeys(("w1", "w2"), self._furthest_ms)
+        self._offsets_ms = dict.fromkeys(self.workers, self._furthest_ms)
 
     # ------------------------------------------------------------ workers
 
     def start(self, name: str) -> None:
         """Start a worker, unless it lives."""
-        if name in self.nodes:
+        if name in self.nodes or name not in self.workers:
             return
         self.boots += 1
-        self.second_worker |= name == "w2"
         process = Process(name, self.boots)
         self.note(f"start {process}")
         node = Node(
@@ -117,6 +125,7 @@ class World:
             broker=self.broker,
             faults=self.faults,
             witness=self._saw,
+            alone=len(self.workers) == 1,
             data_dir=self.data_dir,
             applicator=self.applicator,
             clock_offset_ms=lambda: self._offsets_ms.get(name, 0),
