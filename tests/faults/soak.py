@@ -123,7 +123,7 @@ async def soak(
     async with proxied(place.url) as (proxy, through):
         worker = WorkerProcess(
             place.directory / "worker", *(f"soak-{seed}-{name}" for name in "abc"), command_line=place.command_line,
-            launch=place.launch, amqp_url=through, trigger="count(200)", apply_mode="auto", holdout=0.3,
+            launch=place.launch, amqp_url=through, trigger="count(100)", apply_mode="auto", holdout=0.3,
             check_interval="1s",
         )  # fmt: skip
         swarm = Swarm(oracle, place.url, worker.scenarios)

@@ -76,7 +76,7 @@ async def test_a_kill_at_a_crash_point_loses_nothing_and_doubles_nothing(
     learns = point in _LEARNING
     worker = new_worker(
         scenario,
-        trigger="count(2)" if learns else "manual",
+        trigger="count(1)" if learns else "manual",
         check_interval="0.05s",
         apply_mode="auto",
         holdout=0.3,

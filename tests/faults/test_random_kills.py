@@ -42,7 +42,7 @@ async def test_ten_kills_under_load_lose_nothing_and_double_nothing(
     """And a start after all of it changes nothing more."""
     names = [f"{scenario}-{number}" for number in range(_SCENARIOS)]
     worker = new_worker(
-        *names, trigger="count(20)", apply_mode="auto", holdout=0.5, check_interval="0.1s", launch=nursery.launch
+        *names, trigger="count(10)", apply_mode="auto", holdout=0.5, check_interval="0.1s", launch=nursery.launch
     )
     async with node_at(amqp_url) as node, ears_at(amqp_url, "learning.#") as ears, watching(worker) as watch:
         await worker.start()  # once, to make the queues

@@ -33,7 +33,7 @@ async def test_shutdowns_under_full_load_end_in_time_and_lose_nothing(
 ) -> None:
     """It trains meanwhile, and its queue never empties: what is left in hand comes again in the next life."""
     worker = new_worker(
-        scenario, trigger="count(40)", check_interval="0.1s", apply_mode="auto", holdout=0.3, launch=nursery.launch
+        scenario, trigger="count(20)", check_interval="0.1s", apply_mode="auto", holdout=0.3, launch=nursery.launch
     )
     codes = []
     async with node_at(amqp_url) as node, ears_at(amqp_url, "learning.#") as ears:

@@ -194,7 +194,7 @@ async def test_fifty_cuts_lose_nothing_double_nothing_and_are_told(
 
     async def live(number: int) -> Life:
         async with proxied(f"{amqp_url}?heartbeat={_HEARTBEAT}") as (proxy, url), node_at(amqp_url) as node:
-            worker = new_worker(f"{scenario}-{number}", amqp_url=url, trigger="count(150)", apply_mode="auto")
+            worker = new_worker(f"{scenario}-{number}", amqp_url=url, trigger="count(75)", apply_mode="auto")
             await worker.start()
             life = Life(worker, proxy, node, oracle, number)
             async with watching(worker) as watch:

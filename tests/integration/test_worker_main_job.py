@@ -129,8 +129,8 @@ def _as_serde(record: dict[str, Any]) -> dict[str, Any]:
 async def test_records_become_a_model_that_is_applied_and_announced(
     new_worker: NewWorker, amqp_url: str, scenario: str
 ) -> None:
-    """60 tasks are 120 episodes of two learn models: the last one fires the trigger, and the rest goes by itself."""
-    worker = new_worker(scenario, trigger="count(120)", apply_mode="auto", holdout=0.5)
+    """60 tasks are 60 episodes of the first learn model: the last one fires the trigger, the rest goes by itself."""
+    worker = new_worker(scenario, trigger="count(60)", apply_mode="auto", holdout=0.5)
     await worker.start()
     sent: list[bytes] = []
     async with (
@@ -151,7 +151,7 @@ async def test_records_become_a_model_that_is_applied_and_announced(
         seen = await until(worker.scenario_status, lambda s: s["episodes_created"] == 118)
         assert (seen["records_received"], seen["batches"], seen["duplicate_batches"]) == (59 * 5, 59, 6)
         assert (seen["sessions"], seen["quarantined"], seen["trainings_completed"]) == (59, 0, 0)
-        assert "118 of 120 new episodes" in seen["waiting_for"]
+        assert "59 of 60 new episodes" in seen["waiting_for"]
 
         records = episode(59, success=True)
         sent += map(line, records)
@@ -166,7 +166,7 @@ async def test_records_become_a_model_that_is_applied_and_announced(
 
     data = trained["data"]
     assert (data["trigger"]["kind"], data["gate"]["verdict"], data["model_version"]) == ("count", "blessed", 1)
-    assert data["counts"] == {"records": 300, "episodes": 120, "sessions": 60}
+    assert data["counts"] == {"records": 300, "episodes": 120, "sessions": 60, "producers": {"node-1": 60}}
     assert applied["data"]["model_id"] == data["model_id"]
     assert (applied["data"]["verified"], applied["data"]["previous_model_id"]) == (True, None)
 
@@ -217,7 +217,7 @@ async def test_scenarios_of_one_worker_know_nothing_of_each_other(
 ) -> None:
     """The same producer, batch, task and session in both is two batches, tasks and sessions; each has its trigger."""
     one, two = f"{scenario}-1", f"{scenario}-2"
-    options = json.dumps({one: {"trigger": "count(20)", "apply_mode": "manual"}, two: {"terminal_actions": ["move"]}})
+    options = json.dumps({one: {"trigger": "count(10)", "apply_mode": "manual"}, two: {"terminal_actions": ["move"]}})
     worker = new_worker(one, two, trigger="count(1000)", apply_mode="auto", scenario_options=options)
     await worker.start()
     sent: dict[str, list[bytes]] = {one: [], two: []}
