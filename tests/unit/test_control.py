@@ -177,3 +177,34 @@ async def test_a_pause_sent_to_one_scenarios_workers_pauses_no_other(world: Worl
         world.send("pause", "all", "after")
         await world.answers("after", "done")
     assert [(command.command_id, command.scenario) for command in world.done[1:]] == [("left", "S"), ("after", None)]
+
+
+async def test_a_command_is_answered_with_what_the_ledger_says(world: World) -> None:
+    """Another start may have carried it on meanwhile: its word was the first, and a second answer would contradict."""
+    asked = world.control._carry_out
+
+    async def overtaken(command: Command) -> dict[str, Any]:
+        await world.store.finish_command("job", status="failed", result={}, error="interrupted", now_ms=1)
+        return await asked(command)
+
+    world.control._carry_out = overtaken
+    async with world.running():
+        world.send("rollback", "job.S", "job", scenario="S")
+        assert (await world.answers("job", "failed"))["error"] == "interrupted"
+        world.send("rollback", "job.S", "job", scenario="S")
+        await world.answers("job", "failed")
+    assert {json.loads(held.message.body)["status"] for held in world.replies.ready} == {"accepted", "failed"}
+
+
+async def test_a_start_leaves_another_workers_broadcast_commands_alone(world: World) -> None:
+    """A pause of one worker that died would pause the other, and nobody would ever resume it."""
+    row = StoredCommand(
+        command_id="left@w2", command="pause", scenario=None, received_at_ms=0,
+        body=b'{"schema_version": 1, "command": "pause", "command_id": "left"}',
+    )  # fmt: skip
+    await world.store.open()
+    await world.store.accept_command(row)
+    async with world.running():
+        world.send("resume", "all", "after")
+        await world.answers("after", "done")
+    assert [command.command_id for command in world.done] == ["after"]
