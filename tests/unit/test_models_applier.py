@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.training_world import World, opened, some_counts, worker_over
 from worker.errors import ApplyFailed, NotFound
@@ -266,6 +267,29 @@ async def test_a_deployment_that_a_crash_left_started_is_carried_on_once(
         assert await store.aliases("S") == {"champion": model.model_id}
         assert len(await world.events()) == 1
         assert await again.applicator.served("S") == model.sha256
+
+
+async def test_a_start_survives_that_a_thawed_worker_ends_the_deployment_first(tmp_path: Path) -> None:
+    """It was only frozen, not dead; its word stands, and the start goes on."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        model = await register(world, 1)
+        started = Deployment(
+            deployment_id="d1", scenario="S", model_id=model.model_id, previous_model_id=None, action="apply",
+            applicator="noop", target="x", state="started", by="anna", forced=False, at_ms=1,
+        )  # fmt: skip
+        await store.deploy(started, aliases={}, events=[])
+        get = world.registry.get
+
+        async def thawed(model_id: str) -> Model:
+            verified = replace(started, state="verified")
+            await store.deploy(verified, aliases={"champion": model.model_id}, events=[])
+            return await get(model_id)
+
+        world.registry.get = thawed  # type: ignore[method-assign]
+        await world.applier.reconcile("S")
+        assert [row.state for row in await store.deployments("S")] == ["verified"]
+        assert await world.applicator.served("S") == model.sha256
 
 
 async def test_start_serves_the_live_model_again_where_it_is_gone(tmp_path: Path) -> None:
