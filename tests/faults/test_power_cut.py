@@ -30,11 +30,13 @@ from worker.cli import main
 sys.argv[0] = "swarm-worker"
 main()
 """
-#: Two workers that are careless, each in its own way, and what the replay must say of them. The first's own check of its
-#: settings is taken away; the other syncs all but model files (SQLite's own syncs are not Python's).
+#: Two workers that are careless, each in its own way, and what the replay must say of them. The first's check of its own
+#: settings is gone; the other syncs all but model files (SQLite's own syncs are not Python's).
 _CARELESS = {
     "commits": (
-        'connection._make_durable = lambda db, _: db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL")',
+        """
+settings = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"
+connection._make_durable = lambda db, path: db.executescript(settings)""",
         ("LOST: an acknowledged record", "BROKEN: "),
     ),
     "model files": (

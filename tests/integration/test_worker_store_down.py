@@ -11,7 +11,7 @@ from tests.faults.store_trouble import locked_by_another
 from tests.integration.foreign_node import body, depth, ears_at, episode, line, node_at
 from tests.integration.worker_process import NewWorker, until
 
-pytestmark = pytest.mark.rabbitmq
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(120)]
 
 
 async def test_a_locked_store_loses_nothing_and_the_worker_resumes_by_itself(
