@@ -30,8 +30,8 @@ from worker.cli import main
 sys.argv[0] = "swarm-worker"
 main()
 """
-#: Two workers that are careless, each in its own way, and what the replay must say of them. The first's check of its own
-#: settings is gone; the other syncs all but model files (SQLite's own syncs are not Python's).
+#: Two workers that are careless, each in its own way, and what the replay must say of them. The first's check of its
+#: own settings is gone; the other syncs all but model files (SQLite's own syncs are not Python's).
 _CARELESS = {
     "commits": (
         """
