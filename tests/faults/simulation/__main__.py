@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import traceback
+
+import structlog
 
 from tests.faults.simulation.pilot import a_flight
 
@@ -15,7 +18,10 @@ def main() -> int:
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int, nargs="?")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--log", action="store_true", help="with what the worker logs")
     options = parser.parse_args()
+    if not options.log:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     one = options.last is None
     failed = 0
     for seed in range(options.first, (options.first if one else options.last) + 1):

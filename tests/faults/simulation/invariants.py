@@ -60,6 +60,7 @@ class Invariants:
         """I1, I2, I3, I5 and the counters, as of now."""
         world = self._world
         assert not world.problems, world.problems
+        assert not world.loop.reported, world.loop.reported
         if world.writes != self._looked_at_writes:
             self._looked_at_writes = world.writes
             self._stored_records_are_issued_and_single()

@@ -41,7 +41,6 @@ def fly(seed: int) -> tuple[str, Counter[str]]:
             raise AssertionError(
                 f"{error}\n\nseed {seed}; see it whole with: python -m tests.faults.simulation {seed}\n{tail}"
             ) from error
-        assert not flight.world.loop.reported, flight.world.loop.reported
         return flight.world.digest(), Counter(flight.world.faults.fired)
 
 
