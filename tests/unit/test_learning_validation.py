@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from worker.learning.analyzer import AnalysisInput, OfflineAnalyzer, count_rows
 from worker.learning.counts import CountKey, Counts
@@ -180,6 +181,15 @@ def test_strategies_judge_against_the_logged_behaviour(strategy: Strategy, value
     judged = judge(strategy, held(value), held(0.5))
     assert judged.verdict == verdict
     assert f"{value:.4f}" in judged.reasons[0]
+
+
+def test_a_verdict_says_where_chance_may_be_all() -> None:
+    """Point values decide; the interval tells how much that is worth."""
+    close = judge(NoRegression(), replace(held(0.55), low=0.45, high=0.65), held(0.5))
+    clear = judge(NoRegression(), replace(held(0.55), low=0.52, high=0.58), held(0.5))
+    assert close.verdict == clear.verdict == "blessed"
+    assert close.reasons[1].startswith("not significant: 0.5000")
+    assert len(clear.reasons) == 1
 
 
 def test_a_champion_is_the_one_to_beat() -> None:

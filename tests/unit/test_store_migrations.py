@@ -87,6 +87,23 @@ async def test_projections_go_on_and_a_rebuild_gives_the_same(store: Store) -> N
     assert [episode async for episode in store.episodes("S", EpisodeFilter())] == episodes
 
 
+async def test_triggers_know_what_an_old_store_was_trained_on(tmp_path: Path) -> None:
+    """Episodes by learn model and counted sessions are newer than it; the next training waits for new ones."""
+    store = open_store(f"sqlite://{old_store(tmp_path, 2)}", ManualClock(build.NOW))
+    await store.open()
+    facts, state = await store.facts("S"), await store.trigger_state("S")
+    assert 0 < facts.counted_sessions <= facts.sessions
+    assert sum(facts.episodes_by_model.values()) == facts.episodes > 0
+    assert state.trained_by_model == facts.episodes_by_model
+    await projector(store).catch_up()
+    counts = await store.counts("S")
+    await projector(store).follow_rules(["S"])  # what is counted by producer now is counted anew
+    await projector(store).catch_up()
+    assert await store.counts("S") == counts
+    assert set(await store.producers("S")) == {build.incoming(0).batch.identity.producer_id}
+    await store.close()
+
+
 async def test_the_ledger_goes_on(tmp_path: Path) -> None:
     """Of a store that had one: its runs, models, aliases, events and commands."""
     store = open_store(f"sqlite://{old_store(tmp_path, 2)}", ManualClock(build.NOW))

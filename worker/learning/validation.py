@@ -163,6 +163,8 @@ def judge(
 ) -> Verdict:
     """Whether `candidate` may be applied; all three are values on the same held-out counts.
 
+    Point values are compared, and the reasons say where the difference may be chance.
+
     It is compared with the champion, or with the logged behaviour (`baseline`) where there is no champion or the
     held-out decisions say too little of it. Too few of them for the candidate: nobody can tell.
     """
@@ -188,7 +190,11 @@ def judge(
         f"{'at least' if passed else 'below'} the required {required:.4f} ({strategy.__struct_config__.tag}; {named}: "
         f"{reference.value:.4f}, {candidate.samples} samples, {candidate.coverage:.0%} of decisions covered)"
     )
-    return Verdict(verdict="blessed" if passed else "rejected", reasons=[figures])
+    reasons = [figures]
+    if candidate.low <= required <= candidate.high:
+        # Point values decide, so that a swarm of few sessions gets a model at all; nobody should take it for certain.
+        reasons.append(f"not significant: {required:.4f} is within the interval of what was measured: it may be chance")
+    return Verdict(verdict="blessed" if passed else "rejected", reasons=reasons)
 
 
 def _not_evaluable(reason: str) -> Verdict:
