@@ -22,10 +22,9 @@ from worker.cli.common import (
 )
 from worker.configuration import learn_models_of, rules_of
 from worker.errors import ConfigurationError
-from worker.learning.evidence import actions_seen
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
-from worker.training.exports import TrainingDataExport
+from worker.training.exports import TrainingDataExport, actions_taken
 from worker.wire.codec import record_to_json
 
 Write = Callable[[bytes], int]
@@ -94,7 +93,7 @@ def training_data(
 async def _training_data(settings: Settings, scenario: str, learn_model: str | None, min_score: float | None) -> None:
     async with reading_store(settings) as store:
         await known_scenario(store, scenario)
-        seen = actions_seen(await store.counts(scenario))
+        seen = await actions_taken(store, scenario)
         models = [model for model in learn_models_of(settings, scenario, seen) if learn_model in (None, model.name)]
         if not models:
             raise ConfigurationError(
