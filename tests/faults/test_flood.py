@@ -17,7 +17,8 @@ from tests.faults.slow_worker import COMMITS_A_SECOND
 from tests.integration.foreign_node import Node, body, depth, line, node_at
 from tests.integration.worker_process import NewWorker, until
 
-pytestmark = pytest.mark.rabbitmq
+#: On a busy machine.
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 
 _PROGRAM = (sys.executable, str(Path(__file__).with_name("slow_worker.py")))
 _MESSAGES, _NODES = 1_000, 8

@@ -12,7 +12,8 @@ from tests.faults.deadly_worker import DECODING, STORING
 from tests.integration.foreign_node import body, depth, episode, line, node_at
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
-pytestmark = pytest.mark.rabbitmq
+#: On a busy machine.
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 
 _PROGRAM = (sys.executable, str(Path(__file__).with_name("deadly_worker.py")))
 _NEIGHBOURS = 60
