@@ -82,14 +82,21 @@ class Admission:
 
     def allow(self, command: Command) -> Rejection | None:
         """Why a good command is not carried out all the same; its sender is told."""
-        if command.command in self._disabled:
-            return Rejection(Reason.DISABLED, f"{command.command} is turned off here by SWARM_DISABLED_COMMANDS")
+        disabled = self.turned_off(command)
+        if disabled is not None:
+            return disabled
         bucket = self._buckets[_REPEATED if self._seen(command.command_id) else command.command]
         if not bucket.take():
             return Rejection(
                 Reason.RATE_LIMITED, f"more than {_PER_SECOND:g} a second of {command.command}; send it again later"
             )
         return None
+
+    def turned_off(self, command: Command) -> Rejection | None:
+        """Whether this worker never obeys it, however it came."""
+        if command.command not in self._disabled:
+            return None
+        return Rejection(Reason.DISABLED, f"{command.command} is turned off here by SWARM_DISABLED_COMMANDS")
 
     def _seen(self, command_id: str) -> bool:
         """Whether it came before, as far as is remembered; the ledger knows for sure, and makes it harmless."""

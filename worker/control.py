@@ -318,7 +318,11 @@ class Control:
                 stored.body, "", "", command.command_id, stored.reply_to, stored.correlation_id, None, {}
             )
             self._waiting[stored.command_id].append(address)
-            if command.command in _REPEATABLE:
+            disabled = self._admission.turned_off(command)
+            if disabled is not None:
+                result = {"reason": str(disabled.reason)}
+                await self._finish(command, stored.command_id, "refused", result, disabled.detail)
+            elif command.command in _REPEATABLE:
                 log.info("command_resumed", command=command.command, command_id=command.command_id)
                 self._start(self._execute(command, stored.command_id))
             elif command.command == "shutdown":

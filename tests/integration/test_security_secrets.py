@@ -79,7 +79,7 @@ def secret_url(broker: Broker, amqp_url: str) -> str:
 async def test_s13_no_secret_is_written_said_or_handed_on(
     new_worker: NewWorker, amqp_url: str, secret_url: str, scenario: str
 ) -> None:
-    """At debug, over a whole life: records good and bad, commands good and bad, a training, a model applied, a fault."""
+    """At debug, over a whole life: records and commands good and bad, a training, a fault, a model applied."""
     async with webhook() as (hook, signatures), node_at(amqp_url) as node, ears_at(amqp_url, "learning.#") as ears:
         worker = new_worker(
             scenario, amqp_url=secret_url, log_level="debug", control_key=f"new:{_CONTROL},old:{_OLD_CONTROL}",

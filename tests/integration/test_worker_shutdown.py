@@ -108,6 +108,7 @@ async def test_a_second_shutdown_is_answered_as_the_first_one_is(
     assert [one["result"] for one in refused] == [{"reason": "stopping"}] * 3
 
 
+@pytest.mark.timeout(120)
 async def test_commands_to_all_are_answered_by_all_and_told_of_each(new_worker: NewWorker, scenario: str) -> None:
     """How many there are nobody knows: whoever answers within a second of the first is waited for."""
     one, two = new_worker(scenario), new_worker(scenario, worker_id="second")

@@ -19,6 +19,7 @@ from worker.broker.topology import temporary_queue
 from worker.clock import ManualClock
 from worker.control import Control
 from worker.store.memory import MemoryStore
+from worker.store.port import StoredCommand
 from worker.wire.commands import COMMANDS, Command, encode_command, routing_key_for
 from worker.wire.signing import KEY_HEADER, SIGNATURE_HEADER, parse_keys, sign
 
@@ -286,6 +287,23 @@ async def test_s7_a_command_can_be_turned_off(name: str, keys: str) -> None:
         assert "SWARM_DISABLED_COMMANDS" in reply["error"]
         await worker.take(worker.signed("pause", command_id="d"))
     assert [command.command for command in worker.done] == ["pause"]
+
+
+async def test_s7_a_command_that_was_turned_off_while_it_was_carried_out_is_not_carried_on() -> None:
+    """An earlier life had accepted it; the setting counts from the start on."""
+    worker = Worker(disabled="rebuild")
+    await worker.store.open()
+    body = worker.signed("rebuild").body
+    row = StoredCommand(
+        command_id="c", command="rebuild", scenario="S", body=body, received_at_ms=0, reply_to=REPLIES,
+        correlation_id="c",
+    )  # fmt: skip
+    await worker.store.accept_command(row)
+    async with worker.running():
+        await worker.take(worker.signed("pause", command_id="d"))
+        assert [command.command for command in worker.done] == ["pause"]
+    assert worker.told()[0]["result"] == {"reason": "disabled"}
+    assert await worker.store.unfinished_commands() == []
 
 
 @pytest.mark.parametrize("keys", ["", NEW])
