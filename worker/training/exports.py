@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -11,12 +12,31 @@ from worker.episodes.episode import Episode
 from worker.episodes.model import EpisodeContext, Excluded, Graph, LearnModel
 from worker.episodes.rules import Rules
 from worker.episodes.training_data import TrainingData, json_line
+from worker.learning.bounds import Family
+from worker.learning.counts import CountKey, CountRow, Counts
+from worker.learning.evidence import actions_seen
 from worker.store.port import DamageFound, EpisodeFilter, Projections, RecordLog
 from worker.wire.records import DependencyGraphRecord
+
+_MOST_ACTIONS = 100
 
 
 class EpisodesAndRecords(RecordLog, Projections, DamageFound, Protocol):
     """The roles of the store that an export reads."""
+
+
+async def actions_taken(store: Projections, scenario: str) -> list[str]:
+    """The scenario's most frequent actions, by name: what examples offer where its settings name none."""
+    counts: Counts = Counter()
+
+    def take(rows: list[CountRow]) -> None:
+        for source, measure, names, number in rows:
+            counts[CountKey(source, measure, names)] += number
+
+    frequent = (Family("action", _MOST_ACTIONS, ("action.visits",)),)
+    for held_out in (False, True):
+        await store.learnable_counts(scenario, take, holdout=held_out, weights={}, families=frequent)
+    return actions_seen(counts, _MOST_ACTIONS)
 
 
 class TrainingDataExport:
