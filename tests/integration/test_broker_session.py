@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import worker.broker.consumer
 from tests.integration.conftest import NewSession
-from tests.integration.proxy import proxied
+from tests.integration.proxy import Direction, proxied
 from worker.broker.local import main
 from worker.broker.probe import handshake
 from worker.broker.session import Session, effective_semantics
+from worker.broker.subscriber import Subscriber
 from worker.broker.url import parse_amqp_url
 from worker.errors import BrokerRefused, BrokerUnreachable
 
@@ -134,8 +136,50 @@ async def test_a_refusal_after_the_start_is_reported_and_not_retried_in_silence(
     """The virtual host is deleted under us: every reconnect is refused."""
     session = await new_session()
     broker.control("delete_vhost", amqp_url.rsplit("/", 1)[1])
-    with pytest.raises(BrokerRefused, match="virtual host"):
+    with pytest.raises(BrokerRefused, match="virtual host") as refused:
         await asyncio.wait_for(session.failed(), 15)
+    # 75, for whoever supervises to start it again: it was let in before. With 78 that would be the end of it.
+    assert refused.value.exit_code == 75
+
+
+async def test_permissions_that_are_withdrawn_are_waited_for_a_while_and_end_the_worker_then(
+    broker: Broker,
+    amqp_url: str,
+    scenario: str,
+    new_session: NewSession,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A queue's node that restarts refuses likewise, so not at the first word; but not in silence for ever either."""
+    vhost = amqp_url.rsplit("/", 1)[1]
+    session = await new_session()
+    subscriber = Subscriber(session, scenario, asyncio.Queue(10), prefetch=10)
+    await subscriber.start()
+    broker.control("set_permissions", "-p", vhost, "guest", "^$", "^$", "^$")
+    subscriber.rebuild()
+    await eventually(lambda: not subscriber.consuming)
+    broker.control("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+    await eventually(lambda: subscriber.consuming)
+    monkeypatch.setattr(worker.broker.consumer, "_REFUSED_SECONDS", 0.5)
+    broker.control("set_permissions", "-p", vhost, "guest", "^$", "^$", "^$")
+    subscriber.rebuild()
+    with pytest.raises(BrokerRefused, match="permission") as refused:
+        await asyncio.wait_for(session.failed(), 15)
+    assert refused.value.exit_code == 75
+    await subscriber.stop()
+
+
+async def test_a_connection_cut_anywhere_in_its_handshake_is_made_again(amqp_url: str) -> None:
+    """Either way, after so many bytes."""
+    async with proxied(amqp_url) as (proxy, url):
+        sweep: dict[Direction, range] = {"down": range(0, 540, 45), "up": range(0, 400, 40)}
+        for direction, places in sweep.items():
+            for place in places:
+                trap = proxy.cut_after(place, direction)
+                session = Session("consume", parse_amqp_url(url), start_timeout=10)
+                await session.start()
+                assert trap.fired.is_set(), (direction, place)
+                await session.close()
 
 
 async def test_a_frozen_broker_does_not_hold_a_call_for_ever(new_session: NewSession, amqp_url: str) -> None:

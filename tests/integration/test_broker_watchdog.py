@@ -12,6 +12,7 @@ from tests.integration.proxy import proxied
 from worker.broker.port import Delivery, OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.subscriber import Subscriber
+from worker.broker.topology import Queue, scenario_objects
 from worker.broker.watchdog import Watchdog
 from worker.errors import WorkerError
 
@@ -184,3 +185,40 @@ async def test_a_consumer_that_does_not_come_back_ends_the_worker_while_the_brok
         await asyncio.wait_for(watchdog.run(), 10)
     assert stalled.value.exit_code == 70
     assert watchdog.rebuilds == 1
+
+
+async def test_a_queue_that_was_deleted_and_made_again_at_once_does_not_swallow_what_comes(
+    subscriber: Subscriber, eventually: Eventually
+) -> None:
+    """The broker tells nobody, counts the consumer, and gives it nothing; the queue has no bindings either."""
+    watchdog = Watchdog(subscriber, idle=0.2)
+    await watchdog.check()
+    channel = await subscriber.session.open_channel()
+    await channel.queue_delete(subscriber.queue)
+    made = next(item for item in scenario_objects(subscriber.scenario) if item.name == subscriber.queue)
+    assert isinstance(made, Queue)
+    await channel.queue_declare(made.name, durable=True, arguments=dict(made.arguments))
+    publisher = RabbitPublisher(subscriber.session)
+    swallowed = OutgoingMessage(exchange="", routing_key=subscriber.queue, body=b"1", message_id="m1")
+    await publisher.publish(swallowed)
+    await asyncio.sleep(0.3)  # as long as an idle queue is left alone
+    await watchdog.check()
+    assert watchdog.healthy
+    await eventually(lambda: subscriber.stats.deliveries >= 1)
+    await publisher.publish(
+        OutgoingMessage(exchange="swarm.records", routing_key=subscriber.scenario, body=b"2", message_id="m2")
+    )
+    await eventually(lambda: subscriber.stats.deliveries >= 2)
+
+
+async def test_a_renewed_consumer_was_never_away(subscriber: Subscriber) -> None:
+    """The new one is registered before the old one goes: /ready does not flicker on a quiet queue."""
+    watchdog = Watchdog(subscriber, idle=0.0)
+    generation = subscriber.session.generation
+    renewing = asyncio.create_task(watchdog.check())
+    while not renewing.done():
+        assert subscriber.consuming
+        await asyncio.sleep(0)
+    assert subscriber.session.generation > generation + 1
+    assert subscriber.restarts == 0
+    assert watchdog.healthy

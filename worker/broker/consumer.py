@@ -174,6 +174,28 @@ class Consumer:
                 log.info("consumer_not_resumed", consumer=self.name, reason=describe(error))
                 self.rebuild()
 
+    async def renew(self) -> None:
+        """Register anew on a new channel and only then give up the present one; what that holds comes again.
+
+        Raises `BrokerRefused`, or one of `faults.BROKER_ERRORS`; the present consumer stays then.
+        """
+        async with self._lock:
+            old = self.link
+            if old is None or old.gone or self.paused:
+                return
+            self._queues = await self._prepare()
+            link = Link(await self._session.open_channel(), self._session.generation, self.rebuild)
+            self._watch(link)
+            try:
+                with broker_call():
+                    await link.channel.basic_qos(prefetch_count=self._prefetch, timeout=self._session.call_timeout)
+                    await self._consume(link)
+            except BROKER_ERRORS:
+                await self._give_up(link)
+                raise
+            self.link = link
+        await self._give_up(old)
+
     def rebuild(self) -> None:
         """Give the channel up and start over; the broker redelivers what was outstanding."""
         self._lost.set()
@@ -312,8 +334,10 @@ class Consumer:
 
     async def _retire(self) -> None:
         link, self.link = self.link, None
-        if link is None:
-            return
+        if link is not None:
+            await self._give_up(link)
+
+    async def _give_up(self, link: Link) -> None:
         link.retired = True
         # Not waited for beyond the timeout: where the socket takes nothing, aiormq 7.2.4 says goodbye without one. It
         # ends with the connection then.

@@ -160,6 +160,10 @@ class Subscriber:
         """Take deliveries again."""
         await self._consumer.resume()
 
+    async def renew(self) -> None:
+        """Register anew, beside the present consumer; see `Consumer.renew`."""
+        await self._consumer.renew()
+
     def rebuild(self) -> None:
         """Start over on a new channel."""
         self._consumer.rebuild()

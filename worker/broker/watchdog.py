@@ -13,7 +13,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from worker.broker.faults import BROKER_ERRORS, broker_call, describe
 from worker.broker.subscriber import Subscriber
-from worker.errors import WorkerError
+from worker.errors import BrokerRefused, WorkerError
 from worker.wire.names import RECORDS_EXCHANGE
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,9 @@ class Watchdog:
     `supervision` finds out.
     """
 
-    def __init__(self, subscriber: Subscriber, *, interval: float = 10.0, quiet: float = 60.0) -> None:
+    def __init__(
+        self, subscriber: Subscriber, *, interval: float = 10.0, quiet: float = 60.0, idle: float = 15.0
+    ) -> None:
         self._found = "not checked yet"
         #: Messages ready in the queue, at the last check; None before the first.
         self.queue_depth: int | None = None
@@ -40,6 +42,7 @@ class Watchdog:
         self._subscriber = subscriber
         self._interval = interval
         self._quiet = quiet
+        self._idle = idle
         self._strikes = 0
         self._proven = False
         #: What the last check did not find at the broker.
@@ -86,6 +89,7 @@ class Watchdog:
             self._proven, self._found, self._strikes = True, "paused", 0
         elif subscriber.consuming:
             self._judge(self._stall())
+            await self._renew_where_idle()
         else:
             now = asyncio.get_running_loop().time()
             self._away_since = self._away_since or now
@@ -93,6 +97,26 @@ class Watchdog:
                 self._judge(
                     f"the broker answers, but the consumer has not come back for {now - self._away_since:.0f} s"
                 )
+
+    async def _renew_where_idle(self) -> None:
+        """What the broker says of a quiet queue proves nothing: another consumer does, in silence, at little cost.
+
+        Of a queue that somebody deletes and makes again at once, RabbitMQ 3.10.8 cancels no consumer, counts it still,
+        hands it every message and delivers none (measured); and the queue has lost its bindings.
+        """
+        subscriber = self._subscriber
+        if not self._proven or subscriber.outstanding or self._silence() <= self._idle:
+            return
+        try:
+            with broker_call():
+                await subscriber.renew()
+        except (BrokerRefused, *BROKER_ERRORS) as error:
+            log.warning("consumer_not_renewed", queue=subscriber.queue, error=describe(error))
+
+    def _silence(self) -> float:
+        """Seconds since anything came to the present consumer."""
+        subscriber = self._subscriber
+        return asyncio.get_running_loop().time() - max(subscriber.last_delivery_at, subscriber.consuming_since)
 
     def _judge(self, stall: str | None) -> None:
         subscriber = self._subscriber
@@ -115,7 +139,7 @@ class Watchdog:
             return self._missing
         if not self.consumers:
             return "the broker knows of no consumer"
-        silent = asyncio.get_running_loop().time() - max(subscriber.last_delivery_at, subscriber.consuming_since)
+        silent = self._silence()
         # With a full window the broker has to wait for our acks: that is the store's slowness, and no fault here.
         window_full = subscriber.outstanding >= subscriber.prefetch
         if self.queue_depth and silent > self._quiet and not window_full:

@@ -36,6 +36,10 @@ async def connect_publisher(
 
     Needs the right to write to the exchange `swarm.records`, nothing else; while no worker has made it yet, batches
     wait in the spool. Raises `BrokerUnreachable`, `BrokerRefused`, `ConfigurationError`.
+
+    At the start a broker that is away is waited for, `start_timeout` s, and then told: a wrong address is as likely,
+    and nothing was taken that could be lost. Whoever wants to wait longer gives it more. Later it is never told:
+    batches wait in the spool, and `publish` waits where that is full.
     """
     follow_the_programs_logging()
     url = parse_amqp_url(
