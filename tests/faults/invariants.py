@@ -6,14 +6,12 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from tests.faults.oracle import RECORDS, Oracle
+from tests.faults.store_state import damage, doubles, leftovers, opened
+from tests.faults.watch import Bounds, Watch, keeps_within
 from tests.integration.foreign_node import Ears, Node, depth
 from tests.integration.worker_process import WorkerProcess, until
 from worker.wire.events import event_id
@@ -23,85 +21,7 @@ FRESH_STORED, FRESH_EVENT = 10.0, 30.0
 #: Seconds until what was held up by the faults is through.
 BACKLOG = 60.0
 
-#: Columns that name a row: no two rows may share them (I3).
-_UNIQUE = {
-    "batch": "scenario_no, producer_no, batch_seq, batch_id",
-    "record": "CASE WHEN kind = 0 THEN task_no ELSE -position END, sequence",
-    "session": "scenario_no, session_id",
-    "task": "scenario_no, task_id",
-    "episode": "scenario_no, origin, learn_model, episode_id",
-    "training_run": "scenario, kind, window_hi, nonce",
-    "model": "scenario, version",
-    "outbox": "event_id",
-    "command": "command_id",
-}
-#: A scenario's own count of records against the log itself.
-_COUNTED = """
-    SELECT s.name, s.records, (
-        SELECT count(*) FROM record r JOIN batch b ON b.batch_no = r.position >> 14 WHERE b.scenario_no = s.scenario_no
-    ) AS there FROM scenario s WHERE s.records <> there
-"""
 _TASK = "SELECT 1 FROM task t JOIN scenario s USING (scenario_no) WHERE s.name = ? AND t.task_id = ? AND t.actions > 0"
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the worker's process may take (I9)."""
-
-    rss_mb: float = 400.0
-    descriptors: int = 100
-    threads: int = 40
-    wal_mb: float = 64.0
-
-
-@dataclass(slots=True)
-class Watch:
-    """What a worker took and saw over all its lives, looked at a few times a second while the faults went on."""
-
-    redelivered: int = 0
-    rss_mb: float = 0.0
-    descriptors: int = 0
-    threads: int = 0
-    wal_mb: float = 0.0
-    #: Of each life by its pid, what it said last.
-    _lives: dict[int, int] = field(default_factory=dict)
-
-    async def look(self, worker: WorkerProcess) -> None:
-        """Take the present figures; nothing where it is dead at the moment."""
-        if not worker.running:
-            return
-        pid = worker.pid
-        with suppress(psutil.Error), psutil.Process(pid).oneshot():
-            process = psutil.Process(pid)
-            self.rss_mb = max(self.rss_mb, process.memory_info().rss / 1e6)
-            self.descriptors = max(self.descriptors, process.num_fds())
-            self.threads = max(self.threads, process.num_threads())
-        with suppress(FileNotFoundError):
-            self.wal_mb = max(self.wal_mb, (worker.data_dir / "swarm.db-wal").stat().st_size / 1e6)
-        # It may die at any moment: that is what it is watched for.
-        with suppress(AssertionError, OSError, TimeoutError):
-            status = await asyncio.wait_for(worker.status(), 2)
-            self._lives[pid] = sum(one["redelivered"] for one in status["scenarios"].values())
-            self.redelivered = sum(self._lives.values())
-
-
-@asynccontextmanager
-async def watching(worker: WorkerProcess, *, every: float = 0.2) -> AsyncIterator[Watch]:
-    """Look at a worker until left, through all its lives."""
-    watch = Watch()
-
-    async def run() -> None:
-        while True:
-            await watch.look(worker)
-            await asyncio.sleep(every)
-
-    looking = asyncio.create_task(run())
-    try:
-        yield watch
-    finally:
-        looking.cancel()
-        with suppress(asyncio.CancelledError):
-            await looking
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +115,6 @@ def compare(oracle: Oracle, scenario: str, exported: list[bytes]) -> tuple[list[
         [line for line in there if line not in issued],
         [line for line, times in there.items() if times > 1],
     )
-
-
-def doubles(store: sqlite3.Connection) -> list[str]:
-    """Tables with two rows of one identity, and counters that are not what was counted."""
-    found = [
-        table
-        for table, key in _UNIQUE.items()
-        if store.execute(f"SELECT 1 FROM {table} GROUP BY {key} HAVING count(*) > 1 LIMIT 1").fetchone()
-    ]
-    return found + [f"{name} counts {said} records and has {there}" for name, said, there in store.execute(_COUNTED)]
 
 
 # ---------------------------------------------------------------- I5: events
@@ -305,49 +215,3 @@ async def quiet(worker: WorkerProcess, *, within: float = 40.0) -> None:
             )
 
     await until(look, lambda left: left == 0, within=within, every=0.1)
-
-
-# ---------------------------------------------------------------- I7: the store and its files
-
-
-def opened(worker: WorkerProcess) -> closing[sqlite3.Connection]:
-    """The worker's SQLite file on a connection of our own, closed when left."""
-    return closing(sqlite3.connect(worker.data_dir / "swarm.db", isolation_level=None, timeout=5))
-
-
-def damage(store: sqlite3.Connection) -> list[Any]:
-    """What SQLite itself finds wrong, and a WAL that does not truncate; of a worker that has ended."""
-    found: list[Any] = [row for row in store.execute("PRAGMA quick_check") if row != ("ok",)]
-    found += store.execute("PRAGMA foreign_key_check").fetchall()
-    # Nobody else holds a transaction: this one begins at once.
-    store.execute("PRAGMA busy_timeout = 0")
-    store.execute("BEGIN EXCLUSIVE")
-    store.execute("ROLLBACK")
-    busy, pages, _ = store.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if busy or pages:
-        found.append(f"the WAL does not truncate: busy {busy}, {pages} pages")
-    return found
-
-
-def leftovers(worker: WorkerProcess) -> list[str]:
-    """Directories that no run and no model owns, of a worker that has ended."""
-    with opened(worker) as store:
-        models = {(row[0], str(row[1])) for row in store.execute("SELECT scenario, version FROM model")}
-    found = [str(path) for part in ("tmp", "runs") for path in (worker.data_dir / part).glob("*")]
-    found += [
-        str(path)
-        for path in (worker.data_dir / "models").glob("*/*")
-        if path.is_dir() and path.name.isdecimal() and (path.parent.name, path.name) not in models
-    ]
-    return found
-
-
-# ---------------------------------------------------------------- I9: bounded
-
-
-def keeps_within(watch: Watch, bounds: Bounds) -> None:
-    """Nothing grew beyond its bound."""
-    taken = (watch.rss_mb, watch.descriptors, watch.threads, watch.wal_mb)
-    allowed = (bounds.rss_mb, bounds.descriptors, bounds.threads, bounds.wal_mb)
-    over = [f"{have:g} > {may:g}" for have, may in zip(taken, allowed, strict=True) if have > may]
-    assert not over, f"I9: RSS MB, descriptors, threads, WAL MB: {over}"

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import psutil
 import pytest
 
-from tests.faults.invariants import check, watching
+from tests.faults.invariants import check
 from tests.faults.oracle import Oracle
+from tests.faults.watch import watching
 from tests.integration.foreign_node import Node, Operator, ears_at, node_at, operator_at
 from tests.integration.nursery import Nursery
 from tests.integration.worker_process import NewWorker, WorkerProcess, until

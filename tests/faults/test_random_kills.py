@@ -7,8 +7,10 @@ import random
 
 import pytest
 
-from tests.faults.invariants import check, opened, quiet, settled, watching
+from tests.faults.invariants import check, quiet, settled
 from tests.faults.oracle import Oracle
+from tests.faults.store_state import opened
+from tests.faults.watch import watching
 from tests.integration.foreign_node import ears_at, node_at
 from tests.integration.nursery import Nursery
 from tests.integration.worker_process import NewWorker, WorkerProcess, until

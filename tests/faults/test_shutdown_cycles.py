@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.invariants import check, watching
+from tests.faults.invariants import check
 from tests.faults.oracle import Oracle
+from tests.faults.watch import watching
 from tests.integration.foreign_node import ears_at, node_at
 from tests.integration.nursery import Nursery
 from tests.integration.worker_process import NewWorker, until

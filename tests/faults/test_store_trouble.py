@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
-from tests.faults.invariants import check, watching
+from tests.faults.invariants import check
 from tests.faults.oracle import Oracle
 from tests.faults.store_trouble import (
     can_mount,
@@ -18,6 +18,7 @@ from tests.faults.store_trouble import (
     no_descriptors,
     no_room,
 )
+from tests.faults.watch import watching
 from tests.integration.foreign_node import Node, depth, node_at
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 

@@ -13,8 +13,9 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.faults.invariants import FRESH_STORED, check, fresh_is_stored, watching
+from tests.faults.invariants import FRESH_STORED, check, fresh_is_stored
 from tests.faults.oracle import Oracle
+from tests.faults.watch import watching
 from tests.integration.foreign_node import Node, ears_at, node_at
 from tests.integration.proxy import Direction, Proxy, Trap, proxied
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
