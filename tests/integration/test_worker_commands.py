@@ -181,7 +181,7 @@ async def test_replaying_the_quarantine_stores_what_is_good_today(
         result = (await worker.tell("quarantine", "replay", "--scenario", scenario))["result"]
         assert result == {
             "examined": 2, "stored": 1, "duplicates": 0, "truncated": 0, "still_refused": {"bad_schema": 1},
-            "fresh_records": 5,
+            "fresh_records": 5, "entries": {"1": "stored", "2": "bad_schema"},
         }  # fmt: skip
         await node.publish(scenario, good)
         await until(worker.scenario_status, lambda s: s["duplicate_batches"] == 1)
