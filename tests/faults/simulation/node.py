@@ -55,7 +55,7 @@ LEASE_TTL = 6.0
 RULES = Rules(holdout=0.3)
 MODELS: Sequence[LearnModel] = learn_models(LEARN_MODELS, RULES)
 MAX_HISTORY = 2
-_TRIGGER = parse_trigger("count(3)")
+_TRIGGER = parse_trigger("count(2)")
 _CONFIG = TrainingConfig(max_sessions=20, holdout=0.3, gate=GateConfig(min_samples=1))
 _PREFETCH = 6
 
