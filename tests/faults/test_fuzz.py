@@ -96,6 +96,7 @@ def _count(found: list[Verdict], group: list[Incoming], reasons: Counter[str], v
 
 
 @pytest.mark.rabbitmq
+@pytest.mark.timeout(180)
 async def test_fuzzed_messages_through_the_broker_come_out_as_the_model_says_and_harm_no_neighbour(
     new_worker: NewWorker, amqp_url: str, scenario: str
 ) -> None:
