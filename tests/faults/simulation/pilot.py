@@ -66,7 +66,7 @@ class Flight:
             (8, lambda: self.world.start(self._worker())),
             (3, lambda: self.world.freeze(self._worker())),
             (4, lambda: self.world.thaw(self._worker())),
-            (3, self._trouble_store),
+            (5, self._trouble_store),
             (2, lambda: self.world.jump(self.random.choice((None, *workers)), self.random.choice((-3600, 3600)))),
             (1, lambda: self.world.stop(self._worker())),
         ]
@@ -190,6 +190,8 @@ class Flight:
             self.world.faults.store_down_until = self.world.loop.now + seconds
         else:
             self.world.faults.store_slow_until = self.world.loop.now + seconds
+        if self.random.random() < 0.4:  # while it lasts, the network fails too
+            self.world.loop.call_later(seconds / 2, self.world.cut)
 
 
 @contextmanager

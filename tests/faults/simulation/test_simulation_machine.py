@@ -140,9 +140,11 @@ class Simulation(RuleBasedStateMachine):
     def an_ack_is_lost(self) -> None:
         self.world.faults.lost_acks += 1
 
-    @rule(seconds=st.sampled_from((0.3, 2.0, 15.0)), down=st.booleans())
-    def store_in_trouble(self, seconds: float, down: bool) -> None:
+    @rule(seconds=st.sampled_from((0.3, 2.0, 15.0)), down=st.booleans(), cut=st.booleans())
+    def store_in_trouble(self, seconds: float, down: bool, cut: bool) -> None:
         until = self.world.loop.now + seconds
+        if cut:  # while it lasts, the network fails too
+            self.world.loop.call_later(seconds / 2, self.world.cut)
         if down:
             self.world.faults.store_down_until = until
         else:

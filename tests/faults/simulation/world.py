@@ -167,6 +167,12 @@ class World:
         parked, node.process.parked = node.process.parked, []
         self.loop.unpark(parked)
 
+    def cut(self) -> None:
+        """Every connection to the broker is gone, for a moment."""
+        self.note("all connections cut")
+        for name in sorted(self.nodes):
+            self.nodes[name].cut()
+
     def doom(self, name: str, point: DeathPoint, hit: int) -> None:
         """The worker will die at the `hit`-th time it comes to this point."""
         node = self.nodes.get(name)
