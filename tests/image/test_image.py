@@ -42,7 +42,7 @@ def stack(say: Callable[[str], None]) -> Iterator[Stack]:
         made = Stack(
             "learning", "drained", "kept", *_GAMES,
             SWARM_TRIGGER="manual", SWARM_CHECK_INTERVAL="1s",
-            SWARM_SCENARIO_OPTIONS=json.dumps({game: {"trigger": "count(100)"} for game in _GAMES}),
+            SWARM_SCENARIO_OPTIONS=json.dumps({game: {"trigger": "count(50)"} for game in _GAMES}),
         )  # fmt: skip
     except NoEngine as error:
         pytest.fail(f"the image cannot be tested here: {error}")
