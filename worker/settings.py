@@ -173,7 +173,7 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         description="most that one producer brings of the episodes a training learns from, "
-        "1: no limit; with n producers never less than 1/n, and 100 episodes always",
+        "1: no limit; 100 episodes always count, and fewer producers than 1 / share are not limited",
     )
     gate_strategy: Literal["no_regression", "improvement", "absolute"] = Field(
         "no_regression", description="what a model must reach on sessions held out"

@@ -22,8 +22,15 @@ def test_a_producer_alone_is_never_capped() -> None:
 
 
 def test_equal_producers_count_whole() -> None:
-    """However small the share: with n of them each brings 1/n."""
+    assert producer_weights(totals(a=500, b=500, c=500), 1 / 3) == {}
     assert producer_weights(totals(a=500, b=500, c=500), 0.1) == {}
+
+
+def test_too_few_to_tell_who_is_right_are_not_capped() -> None:
+    """Two or three nodes, one of them new: no reason to forget what the old one has told."""
+    assert producer_weights(totals(old=100_000, new=5), 0.33) == {}
+    assert producer_weights(totals(old=100_000, b=5, c=5), 0.33) == {}
+    assert set(producer_weights(totals(old=100_000, b=5, c=5, d=5), 0.33)) == {"old"}
 
 
 def test_a_flood_weighs_its_share_and_no_more() -> None:
@@ -62,8 +69,10 @@ def test_whatever_they_bring_nobody_brings_more_than_the_share(episodes: dict[st
     after = {name: n * weights.get(name, WHOLE) / WHOLE for name, n in episodes.items()}
     present = sum(n > 0 for n in episodes.values())
     if present:
-        most = max(max(share, 1 / present) * sum(after.values()), ALWAYS)
-        assert max(after.values()) <= most * 1.001 + 1
+        if present > 1 and present * share >= 1:
+            assert max(after.values()) <= max(share * sum(after.values()), ALWAYS) * 1.001 + 1
+        else:
+            assert weights == {}
         assert all(episodes[name] > min(after.values()) for name in weights)
         assert all(after[name] >= min(n, ALWAYS) - 1 for name, n in episodes.items())
     backwards = dict(reversed(swarm.items()))
@@ -73,7 +82,8 @@ def test_whatever_they_bring_nobody_brings_more_than_the_share(episodes: dict[st
 def test_sessions_have_their_share_too() -> None:
     """Of the newest ones that an analysis reads."""
     assert sessions_of_one(totals(a=5), 0.33, 20) is None
-    assert sessions_of_one(totals(a=5, b=1), 0.33, 20) == 10
+    assert sessions_of_one(totals(a=5, b=1), 0.33, 20) is None
+    assert sessions_of_one(totals(a=5, b=1), 0.5, 20) == 10
     assert sessions_of_one(totals(a=5, b=1, c=1, d=1), 0.33, 20) == 7
     assert sessions_of_one(totals(a=5, b=1, c=1, d=1), 1.0, 20) is None
-    assert sessions_of_one(totals(a=5, b=1, c=1), 0.01, 1) == 1
+    assert sessions_of_one(totals(a=5, b=1, c=1), 0.4, 1) == 1

@@ -30,25 +30,27 @@ class ProducerTotals(Struct, frozen=True, kw_only=True):
 def producer_weights(totals: Mapping[str, ProducerTotals], share: float) -> dict[str, int]:
     """The weight of each producer that is capped, in billionths; the others count whole.
 
-    With n producers none brings more than `max(share, 1/n)` (0-1) of what all together bring after the cap, but for
-    `ALWAYS`. A producer's size is its episodes; where they are longer than usual (the median over the producers), as
+    None brings more than `share` (0-1) of what all together bring after the cap, but for `ALWAYS`. Fewer producers
+    than 1 / share are not capped: that could not be reached, and no majority could tell who is right. A producer's size is its episodes; where they are longer than usual (the median over the producers), as
     many episodes of the usual length as it has actions, since each action counts too.
     """
     present = {name: one for name, one in sorted(totals.items()) if one.episodes > 0}
-    if not present or share >= 1:
+    if not _applies(share, len(present)):
         return {}
     usual = median(one.actions / one.episodes for one in present.values())
     sizes = {name: max(float(one.episodes), one.actions / usual if usual else 0.0) for name, one in present.items()}
-    most = max(_level([*sizes.values()], max(share, 1 / len(sizes))), float(ALWAYS))
+    most = max(_level([*sizes.values()], share), float(ALWAYS))
     return {name: int(WHOLE * most / size) for name, size in sizes.items() if size > most}
 
 
 def sessions_of_one(totals: Mapping[str, ProducerTotals], share: float, most: int) -> int | None:
     """How many of the `most` newest sessions may be of one producer; None where there is no cap."""
     present = sum(one.sessions > 0 for one in totals.values())
-    if present <= 1 or share >= 1:
-        return None
-    return max(1, -int(-max(share, 1 / present) * most // 1))
+    return max(1, -int(-share * most // 1)) if _applies(share, present) else None
+
+
+def _applies(share: float, producers: int) -> bool:
+    return share < 1 and producers > 1 and producers * share >= 1
 
 
 def _level(sizes: list[float], share: float) -> float:
