@@ -31,8 +31,9 @@ def producer_weights(totals: Mapping[str, ProducerTotals], share: float) -> dict
     """The weight of each producer that is capped, in billionths; the others count whole.
 
     None brings more than `share` (0-1) of what all together bring after the cap, but for `ALWAYS`. Fewer producers
-    than 1 / share are not capped: that could not be reached, and no majority could tell who is right. A producer's size is its episodes; where they are longer than usual (the median over the producers), as
-    many episodes of the usual length as it has actions, since each action counts too.
+    than 1 / share are not capped: that could not be reached, and no majority could tell who is right. A producer's size
+    is its episodes; where they are longer than usual (the median over the producers), as many episodes of the usual
+    length as it has actions, since each action counts too.
     """
     present = {name: one for name, one in sorted(totals.items()) if one.episodes > 0}
     if not _applies(share, len(present)):
