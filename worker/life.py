@@ -81,7 +81,7 @@ class Worker:
     """One worker. `await run()` returns after a clean drain and raises what ended it otherwise."""
 
     def __init__(self, settings: Settings, assemble: Callable[[Worker], Parts], *, boot_id: str | None = None) -> None:
-        """`assemble` makes the parts once the event loop runs; `boot_id` tells this start from others, None: by chance."""
+        """`assemble` makes the parts once the event loop runs; `boot_id` tells starts apart; by chance if None."""
         self.settings = settings
         self.boot_id = boot_id or uuid4().hex[:8]
         #: Set once records are taken in; `http_port` is known then.

@@ -128,9 +128,13 @@ async def test_a_worker_that_accepted_and_is_gone_is_not_waited_for(
         await listener.stop()
 
     await start_worker("w1", accept_and_leave)
-    with pytest.raises(NoAnswer, match="w1 accepted it and is gone"):
+
+    async def send_and_listen() -> None:
         async for reply in client.send(routing_key="worker.w1", command_id="c", body=b"hello", timeout=20):
             heard.append(reply)  # noqa: PERF401 - it raises in the end
+
+    with pytest.raises(NoAnswer, match="w1 accepted it and is gone"):
+        await send_and_listen()
     assert [reply.status for reply in heard] == ["accepted"]
 
 
