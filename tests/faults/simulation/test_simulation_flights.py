@@ -20,7 +20,7 @@ from tests.faults.simulation.pilot import a_flight
 
 STEPS = 60
 #: Fresh flights; a nightly run sets some thousands.
-FLIGHTS = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "100"))
+FLIGHTS = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "250"))
 _REPOSITORY = Path(__file__).parents[3]
 
 

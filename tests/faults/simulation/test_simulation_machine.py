@@ -27,7 +27,7 @@ from tests.faults.simulation.pilot import COMMANDS, NAMES, Flight, a_flight
 from tests.faults.simulation.traffic import KINDS
 from worker.wire.commands import Resume, Shutdown
 
-EXAMPLES = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "250"))
 STEPS = 60
 
 names = st.sampled_from(NAMES)
