@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from worker.errors import StoreUnavailable, WorkerError
 from worker.sink.quarantine_files import QuarantineFiles
 from worker.sink.quarantine_room import QuarantineKeeper
 from worker.store import open_store
-from worker.store.port import IncomingReject, Store
+from worker.store.port import IncomingReject, QuarantineEntry, Store
 
 LIMIT = 100_000
 
@@ -64,6 +65,24 @@ async def test_what_has_no_room_is_in_files_with_all_that_was_kept_of_it(store: 
     assert (report.deleted, report.bytes <= LIMIT, report.files > 1) == (0, True, True)
     assert report.file_bytes == sum(path.stat().st_size for path in (tmp_path / "q").iterdir())
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "q").iterdir()} == {0o600}
+
+
+def test_file_and_directory_have_their_names_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store forgets what is in the file: a power cut right after must leave both to be found."""
+    synced: list[int] = []
+    real = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    entry = QuarantineEntry(
+        entry_id=1, scenario="S", reason="not_json", detail="", received_at_ms=0, size=1, sha256="", body=b"{",
+        truncated=False, headers={}, seen=1,
+    )  # fmt: skip
+    path = QuarantineFiles(tmp_path / "q", LIMIT).write([entry])
+    assert {place.stat().st_ino for place in (tmp_path, path.parent, path)} <= set(synced)
 
 
 async def test_the_files_are_bounded_too_and_what_is_deleted_is_counted(store: Store, tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ import structlog
 from msgspec import Struct
 
 from worker import crash
-from worker.directories import make_private_directory, refuse_links, sync_directory
+from worker.durable import make_private_directory, read_file, refuse_links, sync_directory, write_new
 from worker.errors import ApplyFailed
 from worker.learning import offline_model
 from worker.learning.offline_model import MODEL_FILE
-from worker.models.durable import read_file, write_new
 from worker.store.port import Model
 from worker.wire.names import is_slug
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from worker.durable import make_private_directory, synced_at_the_end
 from worker.store.port import QuarantineEntry
 
 log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"(\d{12})-(\d{12})-(\d+)\.jsonl\.gz")
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def quarantine_dir(data_dir: Path) -> Path:
@@ -65,23 +65,20 @@ class QuarantineFiles:
         An earlier attempt on the same entries, which was killed before the store had forgotten them, is replaced.
         """
         first, last = entries[0].entry_id, entries[-1].entry_id
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(self.directory)
         path = self.directory / f"{first:012}-{last:012}-{len(entries)}.jsonl.gz"
         partial = path.with_name(f".{path.name}")
-        directory = os.open(self.directory, _DIRECTORY)
         try:
-            _write_lines(partial, map(_line, entries))
-            partial.replace(path)
-            for one in self._files():
-                if one.first == first and one.path != path:
-                    one.path.unlink()
-            self._keep_within_bounds(path)
-            os.fsync(directory)
+            with synced_at_the_end(self.directory):
+                _write_lines(partial, map(_line, entries))
+                partial.replace(path)
+                for one in self._files():
+                    if one.first == first and one.path != path:
+                        one.path.unlink()
+                self._keep_within_bounds(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        finally:
-            os.close(directory)
         return path
 
     def _keep_within_bounds(self, newest: Path) -> None:

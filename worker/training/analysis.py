@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from worker import __version__
+from worker.durable import replace_file
 from worker.learning.analyzer import NothingToLearn, OfflineAnalyzer
 from worker.learning.counts import CountKey, CountRow, Counts
 from worker.learning.offline_model import MODEL_FILE, OfflineModel, encode
-from worker.models.durable import replace_file
 from worker.models.gate import weigh
 from worker.training.inputs import TrainingInput, read_input
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result

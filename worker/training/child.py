@@ -22,8 +22,8 @@ from msgspec import Struct
 
 import worker
 from worker import crash
+from worker.durable import read_file
 from worker.learning.offline_model import MODEL_FILE
-from worker.models.durable import read_file
 from worker.models.files import MODEL_LIMIT
 from worker.training.limits import EXIT_FILE_TOO_LARGE, EXIT_OUT_OF_MEMORY
 from worker.training.results import RESULT_FILE, TrainingResult, decode_result

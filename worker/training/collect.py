@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from worker.directories import make_private_directory
+from worker.durable import make_private_directory
 from worker.episodes.cut import holdout, holdout_key
 from worker.learning.action_order import PlacedGraph
 from worker.learning.analyzer import AnalysisInput, EndedSession

@@ -15,11 +15,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from worker import __version__
-from worker.directories import make_private_directory
+from worker.durable import make_private_directory, read_file, replace_file
 from worker.learning.analyzer import AnalysisInput
 from worker.learning.counts import CountRow
 from worker.learning.offline_model import OfflineModel
-from worker.models.durable import read_file, replace_file
 from worker.models.gate import GateConfig
 from worker.training.results import INPUT_FILE
 

@@ -93,7 +93,7 @@ def test_the_core_asks_nobody_but_its_parameters_for_time_chance_and_threads(mon
             for _ in range(2):  # its caller, or the caller of `uuid4` and `secrets.token_hex`
                 where = str(frame.f_globals.get("__name__"))
                 # A temporary file's name, which nobody reads; two writers of one folder must not meet.
-                if where.startswith("worker.") and where != "worker.models.durable":
+                if where.startswith("worker.") and where != "worker.durable":
                     asked.append(f"{where} asked for {name}")
                 if frame.f_back is None:
                     break

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from worker.directories import make_private_directory, sync_directory
+from worker.durable import make_private_directory, read_file, replace_file, sync_directory
 from worker.errors import ApplyFailed
 from worker.models.applicators.port import served_document
-from worker.models.durable import read_file, replace_file
 from worker.models.files import MODEL_LIMIT
 from worker.store.port import Model
 from worker.wire.names import is_slug

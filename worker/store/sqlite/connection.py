@@ -6,7 +6,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from worker.directories import make_private_directory, sync_directory
+from worker.durable import make_private_directory, sync_directory
 from worker.errors import StoreUnavailable
 
 #: "SWRM" in the file's header: `file swarm.db` and a human can tell what it is.
