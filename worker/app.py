@@ -48,7 +48,6 @@ from worker.ops.health import HealthServer
 from worker.ops.metrics import make_registry
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
-from worker.retention import Retention
 from worker.settings import Settings, load_settings
 from worker.sink.batcher import Limits
 from worker.sink.producers import Producers
@@ -58,6 +57,7 @@ from worker.sink.sink import Sink
 from worker.status import StatusReporter
 from worker.store import open_store
 from worker.store.port import Store
+from worker.store.retention import Retention
 from worker.store.watch import WriteWatch
 from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools

@@ -30,11 +30,11 @@ from worker.models.registry import Registry
 from worker.ops.health import HealthServer
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
-from worker.retention import Retention
 from worker.settings import Settings
 from worker.sink.sink import Sink
 from worker.status import StatusReporter
 from worker.store.port import Store
+from worker.store.retention import Retention
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 

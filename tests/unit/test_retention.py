@@ -6,9 +6,9 @@ import asyncio
 
 from worker.clock import ManualClock
 from worker.errors import StoreUnavailable
-from worker.retention import KEPT_MS, Retention
 from worker.store import open_store
 from worker.store.port import OutboxEvent
+from worker.store.retention import KEPT_MS, Retention
 
 NOW = 1_700_000_000_000
 

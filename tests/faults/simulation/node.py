@@ -34,12 +34,12 @@ from worker.models.registry import Registry
 from worker.operations import Operations
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
-from worker.retention import Retention
 from worker.settings import LEARN_MODELS, Settings, load_settings
 from worker.sink.batcher import Limits
 from worker.sink.sink import Sink
 from worker.sink.trial import Trial
 from worker.store.memory import MemoryStore
+from worker.store.retention import Retention
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import TrainingConfig
 from worker.training.runs import RunManager
