@@ -9,7 +9,7 @@ import click
 
 from worker import __version__
 from worker.errors import WorkerError
-from worker.printable import printable
+from worker.ops.printable import printable
 
 #: Command to where it is. A command's module is imported when it is asked for: all of them together take a second.
 _COMMANDS = {

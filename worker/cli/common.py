@@ -22,7 +22,7 @@ from worker.clock import SystemClock
 from worker.configuration import secrets_of
 from worker.errors import ConfigurationError, NotFound, StoreCorrupt
 from worker.ops.logging import configure_logging
-from worker.printable import printable
+from worker.ops.printable import printable
 from worker.settings import Settings, load_settings
 from worker.store import open_store
 from worker.store.port import Store

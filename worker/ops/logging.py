@@ -10,7 +10,7 @@ from typing import Any, Literal
 import orjson
 import structlog
 
-from worker.printable import printable
+from worker.ops.printable import printable
 from worker.redaction import MASK, Redactor, is_secret_name
 
 _WRITTEN_OUT_BY_JSON = "".join(map(chr, range(32)))
