@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from worker.admission import Admission
 from worker.broker.control import ControlListener
 from worker.broker.dead import DeadLetters
 from worker.broker.port import Delivery
@@ -27,7 +26,9 @@ from worker.configuration import (
     rules_of,
     trigger_of,
 )
-from worker.control import Control
+from worker.control.admission import Admission
+from worker.control.control import Control
+from worker.control.operations import Operations
 from worker.episodes.model import LearnModel
 from worker.episodes.rules import Rules
 from worker.errors import ConfigurationError
@@ -43,7 +44,6 @@ from worker.models.applier import Applier
 from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
 from worker.models.registry import Registry
-from worker.operations import Operations
 from worker.ops.health import HealthServer
 from worker.ops.metrics import make_registry
 from worker.outbox import OutboxRelay

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class WorkerError(Exception):
     """The worker could not continue."""
@@ -91,9 +94,13 @@ class NoListener(NotFound):
 
 
 class CommandFailed(WorkerError):
-    """A worker refused a command, or failed at it."""
+    """A worker refused a command, or failed at it; `result` says how far it came."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "", result: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.result = dict(result or {})
 
 
 class NoAnswer(WorkerError):

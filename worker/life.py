@@ -21,7 +21,7 @@ from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
 from worker.broker.supervision import supervise
 from worker.broker.watchdog import Watchdog
-from worker.control import Control
+from worker.control.control import Control
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.intake import Intake
 from worker.models.applicators.port import Applicator

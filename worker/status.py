@@ -11,7 +11,7 @@ from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
 from worker.broker.watchdog import Watchdog
 from worker.clock import Clock
-from worker.control import ControlStats
+from worker.control.control import ControlStats
 from worker.errors import StoreError
 from worker.intake import Intake
 from worker.models.applier import Applier

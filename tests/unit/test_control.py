@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from worker.admission import Admission
 from worker.broker.memory import MemoryBroker, MemoryControl
 from worker.broker.port import OutgoingMessage
 from worker.broker.topology import temporary_queue
 from worker.clock import ManualClock
-from worker.control import Control
+from worker.control.admission import Admission
+from worker.control.control import Control
 from worker.errors import DataRefused, StoreError, StoreUnavailable
 from worker.store.memory import MemoryStore
 from worker.store.port import StoredCommand

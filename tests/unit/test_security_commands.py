@@ -13,11 +13,11 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from worker.admission import Admission
 from worker.broker.memory import MemoryBroker, MemoryControl
 from worker.broker.topology import temporary_queue
 from worker.clock import ManualClock
-from worker.control import Control
+from worker.control.admission import Admission
+from worker.control.control import Control
 from worker.store.memory import MemoryStore
 from worker.store.port import StoredCommand
 from worker.wire.commands import COMMANDS, Command, encode_command, routing_key_for

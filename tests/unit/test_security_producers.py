@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from worker.admission import Admission
 from worker.broker.dead import SENT_BY, SENT_WITH
 from worker.broker.memory import Held, MemoryConsumer, MemoryDelivery, MemoryQueue
 from worker.broker.port import OutgoingMessage
 from worker.clock import ManualClock
+from worker.control.admission import Admission
 from worker.episodes.rules import Rules
 from worker.errors import ConfigurationError
 from worker.settings import load_settings

@@ -14,11 +14,12 @@ from tests.faults.simulation.loop import SimulatedLoop
 from tests.faults.simulation.network import SimulatedControl, SimulatedPublisher, SimulatedSubscriber
 from tests.faults.simulation.process import Process, SimulatedClock
 from tests.faults.simulation.trainer import ScriptedTrainer
-from worker.admission import Admission
 from worker.broker.memory import MemoryBroker
 from worker.broker.port import Delivery
 from worker.clock import Clock
-from worker.control import Control
+from worker.control.admission import Admission
+from worker.control.control import Control
+from worker.control.operations import Operations
 from worker.episodes.model import LearnModel
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
@@ -31,7 +32,6 @@ from worker.models.applier import Applier
 from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
 from worker.models.registry import Registry
-from worker.operations import Operations
 from worker.outbox import OutboxRelay
 from worker.projector import Projector
 from worker.settings import LEARN_MODELS, Settings, load_settings

@@ -19,13 +19,13 @@ from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from worker import crash
-from worker.admission import Admission
 from worker.broker.control import CommandSource
 from worker.broker.port import ControlMessage
 from worker.clock import Clock, after
-from worker.errors import DataRefused, NotFound, StoreError, StoreUnavailable, WorkerError
-from worker.operations import CommandFailed, CommandRefused
-from worker.sparing import Sparing, TokenBucket
+from worker.control.admission import Admission
+from worker.control.operations import CommandRefused
+from worker.control.sparing import Sparing, TokenBucket
+from worker.errors import CommandFailed, DataRefused, NotFound, StoreError, StoreUnavailable, WorkerError
 from worker.store.port import CommandLedger, StoredCommand
 from worker.wire.commands import (
     COMMANDS,

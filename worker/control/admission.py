@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from worker.broker.port import ControlMessage
 from worker.clock import Clock
-from worker.sparing import TokenBucket
+from worker.control.sparing import TokenBucket
 from worker.wire.commands import Command, check_delivery
 from worker.wire.reasons import Reason, Rejection
 from worker.wire.signing import verify

@@ -1,8 +1,8 @@
-"""What each command does. Knows the parts it moves; nothing of messages, signatures or replies (`control.py`)."""
+"""What each command does. Knows the parts it moves; nothing of messages, signatures or replies (`control`)."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 from worker.broker.dead import DeadLetters
 from worker.clock import Clock
 from worker.episodes.rules import Rules
-from worker.errors import WorkerError
+from worker.errors import CommandFailed, WorkerError
 from worker.intake import Intake
 from worker.models.applier import Applied, Applier, ApplyResult, ApplySkipped
 from worker.models.registry import Registry
@@ -45,14 +45,6 @@ _CATCH_UP_SECONDS = 30.0
 
 class CommandRefused(WorkerError):
     """The command cannot be carried out as things are; the message says what would have to change."""
-
-
-class CommandFailed(WorkerError):
-    """The command was carried out and did not succeed; `result` says how far it came."""
-
-    def __init__(self, message: str, result: Mapping[str, Any]) -> None:
-        super().__init__(message)
-        self.result = dict(result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
