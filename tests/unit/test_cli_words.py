@@ -24,8 +24,9 @@ def test_every_default_that_help_shows_is_taken_back() -> None:
     [
         ("batch_age", 0.02, "20ms"),
         ("idle_timeout", 900.0, "15m"),
-        ("idle_timeout", 90.5, "90500ms"),
+        ("idle_timeout", 90.5, "1m30s500ms"),
         ("training_cooldown", 0.0, "0s"),
+        ("batch_age", 0.0005, "0.0005s"),
         ("holdout", 0.2, "0.2"),
         ("amqp_allow_plaintext", False, "false"),
         ("scenarios", ["a", "b"], "a, b"),

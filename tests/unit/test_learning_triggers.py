@@ -264,6 +264,7 @@ def test_texts_mean_triggers(text: str, trigger: TrainTrigger) -> None:
         ("every(1x)", 7, "'1x' is no duration"),
         ("every(0s)", 7, "at least 1ms"),
         ("every(99999999d)", 7, "hundred years"),
+        (f"every({'9' * 400}d)", 7, "is no duration"),
         ("quality(2)", 9, "above 0 and at most 1"),
         ("drift(0.7)", 7, "below 0.5"),
         ("manual(1)", 1, "manual takes no value"),

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 import orjson
 from pydantic import BeforeValidator, SecretStr
 
+from worker.durations import duration_text
 from worker.settings import Settings, parse_duration
 
-_UNITS = (("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001))
 _PLAIN = {int: "NUMBER", float: "NUMBER", bool: "true|false"}
 #: Defaults that are made where the worker runs.
 _MADE_THERE = {"data_dir": "~/.local/share/swarm-worker", "worker_id": "the host's name"}
@@ -22,7 +22,8 @@ def written(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(value)
     if isinstance(value, float) and _is_duration(name):
-        return _duration(value)
+        milliseconds = value * 1000
+        return duration_text(int(milliseconds)) if milliseconds.is_integer() else f"{value:g}s"
     return value if isinstance(value, str) else orjson.dumps(value, default=str).decode().strip('"')
 
 
@@ -49,10 +50,3 @@ def form(name: str) -> str:
 def _is_duration(name: str) -> bool:
     checks = Settings.model_fields[name].metadata
     return any(isinstance(check, BeforeValidator) and check.func is parse_duration for check in checks)
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in _UNITS:
-        if seconds >= length and (seconds / length).is_integer():
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds:g}s"

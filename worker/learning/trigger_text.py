@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from worker.durations import parse_milliseconds
 from worker.learning.triggers import (
     AlwaysTrigger,
     AndTrigger,
@@ -22,8 +23,6 @@ _LONGEST = 1_000
 _DEEPEST = 20
 _TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z_]+)|(?P<number>[0-9.][A-Za-z0-9.+-]*)|(?P<mark>[()])|(?P<other>\S))")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
-_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_INTERVAL_MS = 100 * 365 * 86_400_000
 
 _BARE: dict[str, Callable[[], TrainTrigger]] = {
@@ -159,10 +158,7 @@ def _real(text: str) -> float:
 
 
 def _interval_ms(text: str) -> int:
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text!r} is no duration, like 10s, 250ms, 15m, 1h, 1h30m or 2d")
-    interval = round(sum(float(number) * _UNITS_MS[unit] for number, unit in parts))
+    interval = round(parse_milliseconds(text))
     if interval > _LONGEST_INTERVAL_MS:
         raise ValueError(f"{text!r} is over a hundred years")
     return interval

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from worker.durations import duration_text
 from worker.learning.rates import normal_tail, two_proportion_z
 from worker.learning.trigger_context import TriggerContext, TriggerError, TriggerMetrics
 
@@ -31,7 +32,7 @@ __all__ = [
     "TriggerMetrics",
 ]
 
-_SECOND_MS, _MINUTE_MS, _HOUR_MS, _DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
+_MINUTE_MS, _HOUR_MS = 60_000, 3_600_000
 
 #: A drift is looked for from this many outcomes on either side.
 DRIFT_MIN_SAMPLES = 30
@@ -264,13 +265,3 @@ class TriggerBuilder:
     @staticmethod
     def always() -> TrainTrigger:
         return AlwaysTrigger()
-
-
-def duration_text(interval_ms: int) -> str:
-    """A duration as it is typed: `1h30m`, `250ms`."""
-    parts = []
-    for unit, size in (("d", _DAY_MS), ("h", _HOUR_MS), ("m", _MINUTE_MS), ("s", _SECOND_MS), ("ms", 1)):
-        number, interval_ms = divmod(interval_ms, size)
-        if number:
-            parts.append(f"{number}{unit}")
-    return "".join(parts)
