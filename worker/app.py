@@ -47,7 +47,7 @@ from worker.models.registry import Registry
 from worker.ops.health import HealthServer
 from worker.ops.metrics import make_registry
 from worker.outbox import OutboxRelay
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.settings import Settings, load_settings
 from worker.sink.batcher import Limits
 from worker.sink.producers import Producers

@@ -29,7 +29,7 @@ from worker.models.applier import Applier
 from worker.models.registry import Registry
 from worker.ops.health import HealthServer
 from worker.outbox import OutboxRelay
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.settings import Settings
 from worker.sink.sink import Sink
 from worker.status import StatusReporter

@@ -16,7 +16,7 @@ from worker.errors import StoreError
 from worker.intake import Intake
 from worker.models.applier import Applier
 from worker.outbox import OutboxRelay
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.sink.quarantine_room import RoomReport
 from worker.sink.sink import Sink
 from worker.store.port import Store

@@ -19,7 +19,7 @@ from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
 from worker.learning.counts import CountRow
 from worker.learning.shares import WHOLE
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.store.port import EpisodeFilter, IncomingBatch, PendingSession, PendingTask, Store
 from worker.wire.codec import record_to_json
 from worker.wire.records import (

@@ -23,7 +23,7 @@ from worker.episodes.episode import Episode
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
 from worker.learning.counts import CountKey, Counts
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.settings import LEARN_MODELS
 from worker.store import open_store
 from worker.store.port import EpisodeFilter, IncomingBatch, Store, Stored

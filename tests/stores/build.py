@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from worker.clock import ManualClock
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.settings import LEARN_MODELS
 from worker.store import open_store
 from worker.store.port import IncomingBatch, IncomingReject, Model, OutboxEvent, Run, Store, StoredCommand, TriggerState

@@ -16,7 +16,7 @@ from worker.clock import SystemClock
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
 from worker.learning.snapshot_json import decode_snapshot
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.store import open_store
 from worker.wire.records import ActionRecord, LearnStatsRecord, Success
 

@@ -20,7 +20,8 @@ from worker.episodes.training_data import TrainingData
 from worker.episodes.worker_decision_sequence import WorkerDecisionSequenceLearn
 from worker.errors import DataRefused, StoreUnavailable
 from worker.learning.counts import CountKey
-from worker.projector import BUSY_ROUND_ACTIONS, ROUND_ACTIONS, Projector, difference, project_item, rules_digest
+from worker.projector.item import difference, project_item, rules_digest
+from worker.projector.projector import BUSY_ROUND_ACTIONS, ROUND_ACTIONS, Projector
 from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask, Projection
 from worker.wire.records import ActionRecord, DependencyGraphRecord, LearnStatsRecord, Outcome, Success, Unknown
 

@@ -14,7 +14,7 @@ from tests.unit.sqlite_building import damage, store_at
 from worker.clock import ManualClock
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.store.port import PendingGraph, PendingSession, PendingTask, Projection
 from worker.store.sqlite import SqliteStore
 from worker.training.exports import TrainingDataExport

@@ -16,7 +16,7 @@ from worker.learning.firing import evaluate
 from worker.learning.trigger_context import TriggerContext
 from worker.learning.trigger_text import parse_trigger
 from worker.learning.triggers import TrainTrigger
-from worker.projector import project_item
+from worker.projector.item import project_item
 from worker.settings import LEARN_MODELS
 from worker.store.port import ScenarioFacts, TriggerState
 from worker.training.endings import after_failure, after_skip, after_success, backoff, has_news

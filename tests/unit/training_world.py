@@ -26,7 +26,7 @@ from worker.models.applier import Applier, ApplyMode
 from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
 from worker.models.registry import Registry
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.settings import LEARN_MODELS
 from worker.store import open_store
 from worker.store.port import IncomingBatch, Store, Stored

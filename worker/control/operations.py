@@ -15,7 +15,7 @@ from worker.errors import CommandFailed, WorkerError
 from worker.intake import Intake
 from worker.models.applier import Applied, Applier, ApplyResult, ApplySkipped
 from worker.models.registry import Registry
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.sink.producers import Producers
 from worker.sink.replay import replay_quarantine
 from worker.store.port import Run, Store

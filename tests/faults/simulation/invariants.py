@@ -17,7 +17,7 @@ from worker.broker.topology import jobs_queue, records_queue
 from worker.client.following import LiveModel
 from worker.learning.counts import BucketedCounts
 from worker.models.files import ModelFiles
-from worker.projector import project_item
+from worker.projector.item import project_item
 from worker.store.port import OutboxEvent, StoredRecord
 from worker.wire.codec import record_to_json
 from worker.wire.commands import COMMANDS, decode_reply

@@ -33,7 +33,7 @@ from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
 from worker.models.registry import Registry
 from worker.outbox import OutboxRelay
-from worker.projector import Projector
+from worker.projector.projector import Projector
 from worker.settings import LEARN_MODELS, Settings, load_settings
 from worker.sink.batcher import Limits
 from worker.sink.sink import Sink

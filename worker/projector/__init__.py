@@ -1,0 +1,1 @@
+"""Beside ingest: the log becomes episodes and counts."""
