@@ -266,7 +266,7 @@ def _within(at_ms: int, since_ms: int | None, until_ms: int | None) -> bool:
     return (-INT64_MAX if since_ms is None else since_ms) <= at_ms <= (INT64_MAX if until_ms is None else until_ms)
 
 
-def _ended_at(item: PendingGraph | PendingSession | Session) -> int:
+def _ended_at(item: PendingGraph | Session) -> int:
     return happened_at(item.record.timestamp_ms, item.received_at_ms)
 
 

@@ -29,13 +29,18 @@ class PendingTask(Struct, kw_only=True):
     projected_idle: bool
 
 
-class PendingSession(Struct, kw_only=True):
-    """A session whose statistics were not counted yet."""
+class Session(Struct, kw_only=True):
+    """One ended session with its place in the log."""
 
     scenario: str
     batch_no: int
     received_at_ms: int
     record: LearnStatsRecord
+
+
+class PendingSession(Session, kw_only=True):
+    """A session whose statistics were not counted yet."""
+
     producer: str = UNNAMED
 
 
@@ -78,15 +83,6 @@ class EpisodeFilter(Struct, kw_only=True):
     newest_first: bool = False
     limit: int | None = None
     offset: int = 0
-
-
-class Session(Struct, kw_only=True):
-    """One ended session with its place in the log."""
-
-    scenario: str
-    batch_no: int
-    received_at_ms: int
-    record: LearnStatsRecord
 
 
 class Projections(Protocol):
