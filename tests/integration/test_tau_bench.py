@@ -1,7 +1,7 @@
 """Real agent episodes (tau-bench, airline): our counts and rates equal a direct count over the file.
 
-Reads `trajectories.jsonl` in the folder that SWARM_TAU_BENCH names, else where a checkout beside its shared data finds
-it. The data is not ours to ship, so the test always runs over a small file of the same form as well.
+Reads `trajectories.jsonl` in the folder that SWARM_TAU_BENCH names, else in a `data/tau-bench-airline` of a folder
+beside the checkout. The data is not ours to ship, so the test always runs over a small file of the same form as well.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from worker.wire.codec import decode_batch, encode_batch
 from worker.wire.records import ActionRecord, Batch, Failure, LearnStatsRecord, Outcome, Success
 
 ROOT = Path(__file__).parents[2]
-FOLDER = Path(os.environ.get("SWARM_TAU_BENCH") or ROOT.parent / "shared/data/tau-bench-airline")
-REAL = FOLDER / "trajectories.jsonl"
-FILES = [ROOT / "tests/data/tau_bench_like.jsonl", *([REAL] if REAL.is_file() else [])]
+NAMED = os.environ.get("SWARM_TAU_BENCH")
+REAL = [Path(NAMED, "trajectories.jsonl")] if NAMED else ROOT.parent.glob("*/data/tau-bench-airline/trajectories.jsonl")
+FILES = [ROOT / "tests/data/tau_bench_like.jsonl", *sorted(REAL)[:1]]
 #: The small file has a pseudo-action by name, which is no decision of an agent.
 PSEUDO = "llm_summary"
 RULES = Rules()
