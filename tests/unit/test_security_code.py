@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 
 from tests.no_pickle import CodeLoadedError
-from tests.unit.training_world import World, given_input, opened, scripted, worker_over
+from tests.unit.training_world import World, given_input, opened, scripted, worker_over, write_input
 from worker.client.models import ModelFile
 from worker.errors import ApplyFailed
 from worker.learning.offline_model import ModelUnreadable
 from worker.models.applicators.files import FilesApplicator
 from worker.store.port import Model
 from worker.training.child import Died
-from worker.training.inputs import write_input
 from worker.wire.codec import decode_batch
 from worker.wire.commands import decode_command
 from worker.wire.reasons import Rejection

@@ -14,9 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.unit.training_world import eventually, given_input
+from tests.unit.training_world import eventually, given_input, write_input
 from worker.training.child import ChildEnd, ChildLauncher, Died, Finished
-from worker.training.inputs import write_input
 
 #: What a child needs to leave a result that is accepted.
 GOOD_RESULT = """

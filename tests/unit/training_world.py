@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from worker.clock import SystemClock
+from worker.durable import make_private_directory
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
 from worker.learning.analyzer import AnalysisInput, count_rows
@@ -32,7 +34,15 @@ from worker.store import open_store
 from worker.store.port import IncomingBatch, Store, Stored
 from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools
-from worker.training.inputs import FrozenFacts, TrainingConfig, TrainingInput
+from worker.training.inputs import (
+    COUNTS_FILE,
+    HOLDOUT_FILE,
+    FrozenFacts,
+    RowsFile,
+    TrainingConfig,
+    TrainingInput,
+    write_head,
+)
 from worker.training.runs import RunManager
 from worker.training.trigger_book import TriggerBook
 from worker.wire.codec import decode_batch, encode_batch
@@ -78,6 +88,18 @@ def given_input(*, run_id: str, scenario: str = "S", empty: bool = False, succes
         facts=FrozenFacts(last_batch_no=9, records=100, episodes=50, episodes_by_model={}, sessions=0),
         held_out_sessions=0,
     )
+
+
+def write_input(run_dir: Path, given: TrainingInput) -> None:
+    """Put a whole input in the run's directory, as `collect` does out of a store."""
+    make_private_directory(run_dir)
+    sums = []
+    for name, rows in ((COUNTS_FILE, given.analysis.counts), (HOLDOUT_FILE, given.holdout)):
+        file = RowsFile(run_dir / name)
+        file.take(rows)
+        sums.append(file.close())
+    head = replace(given, analysis=replace(given.analysis, counts=[]), holdout=[])
+    write_head(run_dir, replace(head, counts_sha256=sums[0], holdout_sha256=sums[1]))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from worker import __version__
-from worker.durable import make_private_directory, read_file, replace_file
+from worker.durable import read_file, replace_file
 from worker.learning.analyzer import AnalysisInput
 from worker.learning.counts import CountRow
 from worker.learning.offline_model import OfflineModel
@@ -108,18 +108,6 @@ class RowsFile:
         """Leave nothing behind."""
         self._file.close()
         self._partial.unlink(missing_ok=True)
-
-
-def write_input(run_dir: Path, given: TrainingInput) -> None:
-    """Put a whole input in the run's directory."""
-    make_private_directory(run_dir)
-    sums = []
-    for name, rows in ((COUNTS_FILE, given.analysis.counts), (HOLDOUT_FILE, given.holdout)):
-        file = RowsFile(run_dir / name)
-        file.take(rows)
-        sums.append(file.close())
-    head = replace(given, analysis=replace(given.analysis, counts=[]), holdout=[])
-    write_head(run_dir, replace(head, counts_sha256=sums[0], holdout_sha256=sums[1]))
 
 
 def write_head(run_dir: Path, head: TrainingInput) -> None:
