@@ -1,4 +1,4 @@
-"""A damaged, newer or unwritable store (T15): refused with the cure; the cure, done as README.md says it, works."""
+"""A damaged, newer or unwritable store (T15): refused with the cure; the cure of deploy/README.md works."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(120)]
 
-_README = Path(__file__).parents[2] / "README.md"
+_README = Path(__file__).parents[2] / "deploy" / "README.md"
 
 
 async def refused(worker: WorkerProcess, code: int) -> str:
@@ -46,10 +46,10 @@ def spoil_pages(file: Path) -> None:
 
 
 def restore_as_the_readme_says(worker: WorkerProcess, backup: Path) -> None:
-    """The very commands of README.md, with the places filled in."""
+    """The very commands of deploy/README.md, with the places filled in."""
     text = _README.read_text(encoding="utf-8")
     block = re.search(r"To restore a backup.*\n\n((?:    .*\n)+)", text)
-    assert block is not None, "README.md does not say how to restore"
+    assert block is not None, "deploy/README.md does not say how to restore"
     for command in filter(None, (line.split("#")[0].strip() for line in block[1].splitlines())):
         match command.split():
             case ["swarm-worker", *_]:
@@ -60,7 +60,7 @@ def restore_as_the_readme_says(worker: WorkerProcess, backup: Path) -> None:
             case ["cp", "FILE", target]:
                 shutil.copyfile(backup, worker.data_dir / target)
             case other:
-                pytest.fail(f"README.md restores with {other}, which this test does not know")
+                pytest.fail(f"deploy/README.md restores with {other}, which this test does not know")
 
 
 async def test_one_damaged_record_is_set_aside_and_named_while_the_rest_goes_on(

@@ -1,4 +1,4 @@
-"""The README is true: its examples run, its commands, settings, links and files are there."""
+"""README.md and deploy/README.md are true: examples run; commands, settings, links and files are there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from worker.wire.names import LEARNING_EXCHANGE
 from worker.wire.records import Batch
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PLACES = [ROOT / "README.md", ROOT / "deploy/README.md"]
+README, OPERATORS = (place.read_text() for place in PLACES)
 
 
 def blocks(language: str) -> list[str]:
@@ -102,16 +103,18 @@ def test_the_builder_example_builds_a_worker(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_every_command_and_setting_it_names_exists() -> None:
-    named = set(re.findall(r"swarm-worker ((?:[a-z-]+(?: \| )?)+)", README))
+    named = set(re.findall(r"swarm-worker ((?:[a-z-]+(?: \| )?)+)", README + OPERATORS))
     commands = {word for group in named for word in group.split(" | ")} - {"run ", ""}
     assert {command.split()[0] for command in commands if command.strip()} <= set(cli.list_commands(click.Context(cli)))
     settings = {f"SWARM_{name.upper()}" for name in Settings.model_fields}
-    assert set(re.findall(r"SWARM_[A-Z_]+[A-Z]", README)) <= settings
+    assert set(re.findall(r"SWARM_[A-Z_]+[A-Z]", README + OPERATORS)) <= settings
 
 
 def test_every_file_it_links_to_or_lists_is_there() -> None:
-    links = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
-    assert [target for target in links if not (ROOT / target).exists()] == []
+    for place in PLACES:
+        links = [target for target in re.findall(r"\]\(([^)]+)\)", place.read_text()) if "://" not in target]
+        assert links
+        assert [target for target in links if not (place.parent / target).exists()] == []
     listed = re.findall(r"^      ([a-z]+(?:\.py|/)) ", README, re.MULTILINE)
     assert listed
     assert [name for name in listed if not (ROOT / "worker" / name).exists()] == []
