@@ -374,3 +374,12 @@ def test_every_record_arrives_once_in_effect_whatever_fails_in_between(
         assert broker.records() == [action(tick) for tick in range(sent)]
 
     asyncio.run(scenario())
+
+
+def test_a_spool_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    """Unconfirmed records lie in it: the folder 0700, its files 0600, whatever the umask."""
+    spool = Spool.open(tmp_path / "state" / "node.spool", "node", now_ms=1)
+    spool.add([b"{}"])
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "state").iterdir()} == {0o600}
+    spool.close()

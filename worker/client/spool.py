@@ -9,6 +9,7 @@ thread at a time.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Self
 import structlog
 from msgspec import Struct
 
+from worker.durable import make_private_directory
 from worker.errors import ConfigurationError, StoreUnavailable
 from worker.wire.records import SCHEMA_VERSION
 
@@ -54,7 +56,8 @@ class Spool:
         the file cannot be used or another process uses it.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_directory(path.parent)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # records are nobody else's business
             try:
                 return cls._open(path, producer_id, now_ms)
             except sqlite3.OperationalError:
