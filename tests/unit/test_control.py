@@ -208,3 +208,25 @@ async def test_a_start_leaves_another_workers_broadcast_commands_alone(world: Wo
         world.send("resume", "all", "after")
         await world.answers("after", "done")
     assert [command.command_id for command in world.done] == ["after"]
+
+
+async def test_an_id_that_was_another_commands_is_refused(world: World) -> None:
+    """It was answered with the end of the other one: a rollback that nobody carried out was `done`."""
+    async with world.running():
+        world.send("train-now", "job.S", "x", scenario="S", args={"force": True})
+        await world.answers("x", "done")
+        others: list[tuple[str, str, dict[str, Any]]] = [
+            ("rollback", "job.S", {"scenario": "S"}),
+            ("train-now", "job.T", {"scenario": "T", "args": {"force": True}}),
+            ("train-now", "job.S", {"scenario": "S", "args": {}}),
+        ]
+        for number, (command, key, fields) in enumerate(others, start=1):
+            world.replies.ready.clear()
+            world.send(command, key, "x", **fields)
+            refused = await world.answers("x", "refused")
+            assert refused["result"] == {"reason": "command_conflict"}
+            assert world.control.stats.refused == {"command_conflict": number}
+        world.send("train-now", "job.S", "x", scenario="S", args={"force": True}, expires_at_ms=1 << 60)
+        await world.answers("x", "done")  # the same one once more, sent anew
+    assert [command.command for command in world.done] == ["train-now"]
+    assert not world.source.outstanding, "acknowledged"

@@ -55,6 +55,8 @@ _SHUTDOWN_PATIENCE, _SHUTDOWN_END_PATIENCE = 5.0, 0.5
 #: Answers to commands that are refused: so many at once, then so many a second. More would be work for whoever asks.
 _REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND = 50, 5.0
 
+#: Reasons of those whose command was good when it came: they are told.
+_FOUND_BY_THE_LEDGER = frozenset({Reason.STORE_REFUSED, Reason.COMMAND_CONFLICT})
 
 #: How often the end of a life looks whether all commands are answered, in s.
 _LOOK_AGAIN = 0.01
@@ -198,8 +200,10 @@ class Control:
             known = await self._accept(command, ledger_id, message)
         except DataRefused as error:
             known = Rejection(Reason.STORE_REFUSED, str(error))
+        if isinstance(known, StoredCommand) and _is_another(known, command):
+            known = Rejection(Reason.COMMAND_CONFLICT, f"$.command_id: another {known.command} had it before")
         if isinstance(known, Rejection):
-            await self._refuse(message, command.command_id, known, tell=known.reason is Reason.STORE_REFUSED)
+            await self._refuse(message, command.command_id, known, tell=known.reason in _FOUND_BY_THE_LEDGER)
             return
         if known is not None and known.status == "accepted":
             # Before anything that waits: it may end meanwhile.
@@ -361,3 +365,10 @@ class Control:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _is_another(known: StoredCommand, command: Command) -> bool:
+    """Whether its id was that of something else: answered with what came of that, a rollback seemed done."""
+    stored = decode_command(known.body)
+    args = command.args if isinstance(stored, Rejection) else stored.args
+    return (known.command, known.scenario, args) != (command.command, command.scenario, command.args)

@@ -65,6 +65,7 @@ class Reason(StrEnum):
     BAD_SIGNATURE = "bad_signature", "the signature does not fit the message, or its key is unknown"
     DISABLED = "disabled", "the command is turned off on this worker"
     RATE_LIMITED = "rate_limited", "more commands of this kind came than are carried out in that time"
+    COMMAND_CONFLICT = "command_conflict", "another command came with this id before; give each command its own"
     STOPPING = "stopping", "the worker ends and could not store the command any more"
 
 
