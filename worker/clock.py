@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 
@@ -23,6 +25,13 @@ def after(clock: Clock, seconds: float) -> Callable[[object], bool]:
     """Says whether `seconds` are over, counted from now: tenacity's `stop`, on this clock and not the machine's."""
     end = clock.monotonic() + seconds
     return lambda _: clock.monotonic() >= end
+
+
+async def sleep_unless(event: asyncio.Event, seconds: float) -> None:
+    """Sleep so long, or until the event is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 class SystemClock:

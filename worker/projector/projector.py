@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
-from worker.clock import Clock
+from worker.clock import Clock, sleep_unless
 from worker.episodes.model import LearnModel
 from worker.episodes.projection import Fault
 from worker.episodes.rules import Rules
@@ -117,7 +116,7 @@ class Projector:
                 pause = min(BACKOFF_SECONDS * 2**failures, LONGEST_BACKOFF_SECONDS)
                 failures = min(failures + 1, 16)
                 log.warning("projection_waits", reason=str(error), pause_s=pause)
-                await _sleep(stopping, pause)
+                await sleep_unless(stopping, pause)
                 continue
             failures = 0
             took = self._clock.monotonic() - began
@@ -125,7 +124,7 @@ class Projector:
             await self._make_way(stopping, took)
             if not done:
                 await self._until_stored(stopping, idle_check)
-                await _sleep(stopping, GATHER_SECONDS)
+                await sleep_unless(stopping, GATHER_SECONDS)
 
     async def catch_up(self, *, within: float = math.inf) -> int:
         """Project at full speed what is pending, for at most `within` seconds; the number of items.
@@ -197,7 +196,7 @@ class Projector:
         """Rest after a round as long as ingest is busy, until the round was `BUSY_SHARE` of the time."""
         until = self._clock.monotonic() + took * (1 / BUSY_SHARE - 1)
         while self._busy() and not stopping.is_set() and (left := until - self._clock.monotonic()) > 0:
-            await _sleep(stopping, min(left, LOOK_SECONDS))
+            await sleep_unless(stopping, min(left, LOOK_SECONDS))
 
     async def _until_stored(self, stopping: asyncio.Event, seconds: float) -> None:
         waits = [asyncio.create_task(event.wait()) for event in (stopping, self._stored)]
@@ -245,9 +244,3 @@ def _received_at(item: Pending) -> int | None:
     if not isinstance(item, PendingTask):
         return item.received_at_ms
     return None if item.task.idle else max((placed.received_at_ms for placed in item.task.actions), default=None)
-
-
-async def _sleep(stopping: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stopping.wait()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Protocol
 
 import structlog
 
-from worker.clock import Clock
+from worker.clock import Clock, sleep_unless
 from worker.errors import StoreUnavailable
 
 log = structlog.get_logger(__name__)
@@ -50,9 +49,7 @@ class Retention:
                 await self.forget()
             except StoreUnavailable as error:
                 log.info("nothing_forgotten", reason=str(error))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_INTERVAL):
-                    await stopping.wait()
+            await sleep_unless(stopping, _INTERVAL)
 
     async def forget(self) -> int:
         """Forget what is old enough, in small transactions with room for ingest between them; how many rows."""

@@ -7,7 +7,6 @@ missed ticks are made up for once, not in a burst (faults 9 and 16).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import structlog
 from msgspec.structs import replace
 
-from worker.clock import Clock
+from worker.clock import Clock, sleep_unless
 from worker.errors import StoreError
 from worker.learning.firing import Firing, evaluate
 from worker.learning.trigger_context import TriggerContext, TriggerError, TriggerMetrics
@@ -71,9 +70,7 @@ class TriggerScheduler:
     async def run(self, stopping: asyncio.Event) -> None:
         """Check every interval until `stopping`. No error of a trigger or the store ends this."""
         while not stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval):
-                    await stopping.wait()
+            await sleep_unless(stopping, self._interval)
             if not stopping.is_set():
                 await self.check_all()
 

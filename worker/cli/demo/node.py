@@ -28,6 +28,7 @@ from worker.cli.demo.reports import Report, Result
 from worker.client.connect import connect_publisher
 from worker.client.models import ModelFile
 from worker.client.publisher import RecordPublisher
+from worker.clock import sleep_unless
 from worker.settings import Settings
 from worker.wire.records import Unknown
 from worker.wire.stats import LearnStats, SelectionPerformance, StrategyStats
@@ -85,9 +86,7 @@ class Agent:
             played.append(game)
             self._note(game)
             due = max(due + len(game.events) / self._game.pace, time.monotonic() - _LONGEST_DEBT)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                    await stopping.wait()
+            await sleep_unless(stopping, max(0.0, due - time.monotonic()))
         steps = sum(len(game.events) for game in played)
         # The outcome of a session would stand for that of each of its games, which were won or lost one by one.
         await self._publisher.end_session(
