@@ -425,3 +425,25 @@ async def test_a_damaged_live_model_does_not_stop_the_training_of_its_successor(
             run = await ended(world, await world.command("c2"))
         assert run.state == "trained"
         assert run.model_id != first.model_id
+
+
+async def test_a_restored_store_counts_up_to_the_same_numbers_under_other_ids(tmp_path: Path) -> None:
+    """An event's id is that of its run: under the old one, its model would be dropped as a copy by whoever knew it."""
+    trigger = {"kind": "count", "values": {}, "by": "trigger"}
+    ids = []
+    async with opened(tmp_path / "one") as store:
+        await worker_over(store, tmp_path / "one").feed(60)
+        await store.backup(tmp_path / "backup.db")
+        world = worker_over(store, tmp_path / "one")
+        world.seq = 1
+        await world.feed(60, producer="before")
+        ids += [(await world.runs.request("S", trigger=trigger)).run_id for _ in range(2)]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "backup.db").rename(tmp_path / "two" / "swarm.db")
+    async with opened(tmp_path / "two") as store:
+        world = worker_over(store, tmp_path / "two")
+        world.seq = 1
+        await asyncio.sleep(0.01)
+        await world.feed(60, producer="after")
+        ids += [(await world.runs.request("S", trigger=trigger)).run_id for _ in range(2)]
+    assert ids[0] == ids[1] != ids[2] == ids[3]

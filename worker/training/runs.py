@@ -107,7 +107,10 @@ class RunManager:
         hi = facts.last_batch_no
         if nonce is None:
             nonce = f"e{facts.episodes}s{facts.counted_sessions}f{state.failures}"
-            identity = f"{scenario}\0{kind}\0{hi}\0{self._tools.config.hash}\0{nonce}"
+            # And when its newest record came. A store that was restored counts up to the same numbers again, with other
+            # records: under the old id its model's event would be dropped by everybody, as a copy of the one they know.
+            newest = facts.last_record_at_ms
+            identity = f"{scenario}\0{kind}\0{hi}\0{self._tools.config.hash}\0{nonce}\0{newest}"
         else:  # a command that is carried out again after a crash means the same run, whatever came in meanwhile
             identity = f"{scenario}\0{kind}\0{nonce}"
         run = await self._tools.store.create_run(
