@@ -13,14 +13,14 @@ import pytest
 from aio_pika.exceptions import DeliveryError
 
 from tests.conftest import Broker
-from tests.faults.slow_worker import COMMITS_A_SECOND
+from tests.faults.programs.slow_worker import COMMITS_A_SECOND
 from tests.integration.foreign_node import Node, body, depth, line, node_at
 from tests.integration.worker_process import NewWorker, until
 
 #: On a busy machine.
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 
-_PROGRAM = (sys.executable, str(Path(__file__).with_name("slow_worker.py")))
+_PROGRAM = (sys.executable, str(Path(__file__).parent / "programs" / "slow_worker.py"))
 _MESSAGES, _NODES = 1_000, 8
 _PADDING = {f"note_{n}": "x" * 52_000 for n in range(4)}  # in fields that nobody knows, to spare the disk
 _PREFETCH = 100

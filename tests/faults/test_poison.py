@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.deadly_worker import DECODING, STORING
+from tests.faults.programs.deadly_worker import DECODING, STORING
 from tests.integration.foreign_node import body, depth, episode, line, node_at
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
 #: On a busy machine.
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 
-_PROGRAM = (sys.executable, str(Path(__file__).with_name("deadly_worker.py")))
+_PROGRAM = (sys.executable, str(Path(__file__).parent / "programs" / "deadly_worker.py"))
 _NEIGHBOURS = 60
 
 

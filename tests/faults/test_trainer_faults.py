@@ -18,7 +18,7 @@ from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(120)]
 
-_PROGRAM = (sys.executable, str(Path(__file__).with_name("worker_with_faulty_trainer.py")))
+_PROGRAM = (sys.executable, str(Path(__file__).parent / "programs" / "worker_with_faulty_trainer.py"))
 #: Fault to the beginning of the run's reason: what operators and subscribers may rely on.
 _REASONS = {
     "segfault": "signal:11",

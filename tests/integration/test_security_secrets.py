@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(120)]
 _PASSWORD, _CONTROL, _OLD_CONTROL = "canary-amqp/1", "canary-control-2", "canary-control-old-3"
 _WEBHOOK, _WEBHOOK_KEY, _HEADER, _DSN = "canary-webhook-4", "canary-hmac-5", "canary-header-6", "canary-dsn-7"
 _WORD = b"canary"
-_FAULTY = Path(__file__).parents[1] / "faults" / "worker_with_faulty_trainer.py"
+_FAULTY = Path(__file__).parents[1] / "faults" / "programs" / "worker_with_faulty_trainer.py"
 
 
 def clean(what: str, *texts: bytes | str) -> None:

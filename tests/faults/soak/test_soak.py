@@ -1,4 +1,4 @@
-"""A soak of twenty seconds, so that the long one cannot rot."""
+"""A soak of ten seconds, so that the long one cannot rot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.oracle import chosen_seed
-from tests.faults.soak import Place, soak
+from tests.faults.soak.soak import Place, soak
 from tests.integration.nursery import Nursery
 from tests.integration.worker_process import CommandLine
 
