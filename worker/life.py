@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -22,8 +23,10 @@ from worker.broker.subscriber import Subscriber
 from worker.broker.supervision import supervise
 from worker.broker.watchdog import Watchdog
 from worker.control.control import Control
-from worker.errors import BrokerUnreachable, WorkerError
+from worker.durable import make_private_directory
+from worker.errors import BrokerUnreachable, ConfigurationError, WorkerError
 from worker.intake import Intake
+from worker.locks import FileLock, InUse
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
 from worker.models.registry import Registry
@@ -117,6 +120,7 @@ class Worker:
             await parts.store.open()
             stack.push_async_callback(parts.store.close)
             stack.push_async_callback(parts.applicator.close)
+            stack.enter_context(_alone_in(self.settings.data_dir))
             await parts.registry.clean_up(self.settings.scenarios)
             for session in parts.sessions:
                 stack.push_async_callback(session.close)
@@ -222,6 +226,30 @@ class Worker:
         await _within(grace * _BROKER_SHARE, parts.listener.last_call())
         await parts.control.settle(grace * _ANSWER_SHARE)
         await _within(grace * _BROKER_SHARE, parts.listener.stop())
+
+
+@contextmanager
+def _alone_in(data_dir: Path) -> Iterator[None]:
+    """Share the directory with no other worker, whatever its store: a start clears away what a run of another wrote.
+
+    And the quarantine's files are named by the numbers of one store.
+    """
+    lock = FileLock(data_dir / "worker.lock")
+    try:
+        make_private_directory(data_dir)
+        lock.acquire()
+    except InUse as holder:
+        raise ConfigurationError(
+            f"the data directory {data_dir} is in use by {holder}; give this worker a SWARM_DATA_DIR of its own"
+        ) from holder
+    except OSError as error:
+        raise ConfigurationError(
+            f"{lock.path} cannot be opened ({error.strerror}); make SWARM_DATA_DIR writable, and the lock no link"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def _unless_cancelled(work: Awaitable[None]) -> None:

@@ -10,7 +10,9 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -268,6 +270,25 @@ async def test_a_second_worker_on_the_same_store_is_refused(
     ended = await second.cli("run", code=78)
     assert f"in use by pid {worker.pid}" in ended.err
     assert await worker.problems() == []
+
+
+async def test_a_second_worker_in_the_same_directory_is_refused_whatever_its_store(
+    new_worker: NewWorker, amqp_url: str, scenario: str, tmp_path: Path
+) -> None:
+    """It would clear away the runs of the first one, and put its own quarantine's files in the place of the others."""
+    worker = new_worker(scenario)
+    await worker.start()
+    kept = worker.data_dir / "runs" / str(UUID(int=1))
+    kept.mkdir(parents=True)
+    second = new_worker(scenario, directory=worker.directory, store_url=f"sqlite://{tmp_path / 'other.db'}")
+    ended = await second.cli("run", code=78)
+    assert f"{worker.data_dir} is in use by pid {worker.pid}" in ended.err
+    assert "SWARM_DATA_DIR" in ended.err
+    assert kept.exists()
+    assert await worker.problems() == []
+    await worker.kill()  # the lock goes with its holder
+    await worker.start()
+    assert not kept.exists()
 
 
 async def test_a_port_that_is_taken_is_named(new_worker: NewWorker, amqp_url: str, scenario: str) -> None:
