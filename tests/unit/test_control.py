@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from worker.broker.control import MAX_REPLY
 from worker.broker.memory import MemoryBroker, MemoryControl
 from worker.broker.port import OutgoingMessage
 from worker.broker.topology import temporary_queue
@@ -230,3 +231,19 @@ async def test_an_id_that_was_another_commands_is_refused(world: World) -> None:
         await world.answers("x", "done")  # the same one once more, sent anew
     assert [command.command for command in world.done] == ["train-now"]
     assert not world.source.outstanding, "acknowledged"
+
+
+async def test_a_status_that_no_answer_has_room_for_says_where_to_look(world: World) -> None:
+    """It was dropped: whoever asked a worker of sixty scenarios heard that there is no worker."""
+    found = {"scenarios": {f"scenario-{number}": {"waiting_for": "x" * 1_000} for number in range(100)}}
+
+    async def told(_: Command) -> dict[str, Any]:
+        return found
+
+    world.control._carry_out = told
+    async with world.running():
+        world.send("status", "all", "much")
+        assert (await world.answers("much", "done"))["result"] == found
+        found["scenarios"]["big"] = {"waiting_for": "x" * MAX_REPLY}
+        world.send("status", "all", "too much")
+        assert "look at /status" in (await world.answers("too much", "failed"))["error"]

@@ -29,7 +29,8 @@ from worker.wire.commands import is_allowed_reply_to
 
 log = structlog.get_logger(__name__)
 
-MAX_REPLY = 64 * 1024
+#: Bytes of an answer. The longest is a status, a kilobyte a scenario.
+MAX_REPLY = 1024 * 1024
 _PREFETCH = 16
 
 

@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+import msgspec
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from worker import crash
-from worker.broker.control import CommandSource
+from worker.broker.control import MAX_REPLY, CommandSource
 from worker.broker.port import ControlMessage
 from worker.clock import Clock, after
 from worker.control.admission import Admission
@@ -54,6 +55,9 @@ _PATIENCE = 600.0
 _SHUTDOWN_PATIENCE, _SHUTDOWN_END_PATIENCE = 5.0, 0.5
 #: Answers to commands that are refused: so many at once, then so many a second. More would be work for whoever asks.
 _REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND = 50, 5.0
+
+#: Bytes of a status, which grows with the scenarios; the rest of the reply has room beside it.
+_MAX_STATUS = MAX_REPLY - 4096
 
 #: Reasons of those whose command was good when it came: they are told.
 _FOUND_BY_THE_LEDGER = frozenset({Reason.STORE_REFUSED, Reason.COMMAND_CONFLICT})
@@ -303,9 +307,17 @@ class Control:
 
     async def _answer_status(self, command: Command, message: ControlMessage) -> None:
         try:
-            await self._reply(message, command.command_id, "done", await self._carry_out(command), None)
+            result = await self._carry_out(command)
         except WorkerError as error:
             await self._reply(message, command.command_id, "failed", {}, str(error))
+            return
+        size = len(msgspec.json.encode(result))
+        if size <= _MAX_STATUS:
+            await self._reply(message, command.command_id, "done", result, None)
+            return
+        # Unanswered, it would look as if there were no worker.
+        why = f"it has {size} bytes and an answer at most {_MAX_STATUS}; look at /status on the worker's HTTP port"
+        await self._reply(message, command.command_id, "failed", {}, why)
 
     async def _resume(self) -> None:
         """Carry on what an earlier life of this worker had accepted and not ended."""

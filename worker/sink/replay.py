@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 #: Entries read at once; a body in the quarantine has at most 1 MB.
 _PAGE = 20
-#: Entries that are told one by one: an answer to a command has at most 64 KB.
+#: Entries that are told one by one, so that the answer stays short.
 _TOLD = 500
 
 

@@ -67,7 +67,7 @@ class ReplayQuarantine(_Args, frozen=True, kw_only=True):
 class ListDead(_Args, frozen=True, kw_only=True):
     """Say what died on its way to the scenario, the first letters one by one."""
 
-    limit: Annotated[int, Meta(ge=1, le=50)] = 20  # an answer has at most 64 KB
+    limit: Annotated[int, Meta(ge=1, le=50)] = 20
 
 
 class ReplayDead(_Args, frozen=True, kw_only=True):
