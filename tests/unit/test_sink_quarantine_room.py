@@ -127,6 +127,55 @@ async def test_a_crash_between_the_file_and_the_forgetting_leaves_no_entry_twice
     assert len(moved) + len(there) == 200
 
 
+async def test_a_restored_store_gives_numbers_again_and_overwrites_no_file(tmp_path: Path) -> None:
+    """What was moved out after the backup is nowhere but in those files; and they go on being bounded, oldest first."""
+    here, backup, files = tmp_path / "swarm.db", tmp_path / "backup.db", tmp_path / "q"
+
+    async def moved_out(first: int, number: int) -> None:
+        store = open_store(f"sqlite:///{here}", ManualClock())
+        await store.open()
+        await store.ingest([reject(one) for one in range(first, first + number)])
+        if not backup.exists():
+            await store.backup(backup)
+        await store.ingest([reject(one) for one in range(first + number, first + 2 * number)])
+        await QuarantineKeeper(store, QuarantineFiles(files, 10 * LIMIT), LIMIT).make_room()
+        await store.close()
+
+    await moved_out(0, 60)
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
+    assert len(before) > 1
+    backup.rename(here)
+    backup.touch()
+    await moved_out(1_000, 60)
+    assert {name: (files / name).read_bytes() for name in before} == before
+    assert len(list(files.iterdir())) > len(before)
+
+    here.unlink()
+    await moved_out(2_000, 100)  # a store made anew
+    assert {name: (files / name).read_bytes() for name in before} == before
+    bound = max(path.stat().st_size for path in files.iterdir())
+    store = open_store(f"sqlite:///{here}", ManualClock())
+    await store.open()
+    await store.ingest([reject(one) for one in range(3_000, 3_100)])
+    await QuarantineKeeper(store, QuarantineFiles(files, bound), LIMIT).make_room()
+    assert sum(path.stat().st_size for path in files.iterdir()) <= 2 * bound
+    await store.close()
+
+
+@pytest.mark.parametrize("damage", [b"no gzip", gzip.compress(b"{}\n"), gzip.compress(b"x" * 99)[:-9]])
+async def test_a_damaged_file_in_the_place_of_the_next_one_is_left_alone(
+    store: Store, tmp_path: Path, damage: bytes
+) -> None:
+    """Nobody knows what was in it; and the worker goes on."""
+    files = QuarantineFiles(tmp_path / "q", 10 * LIMIT)
+    await store.ingest([reject(number) for number in range(100)])
+    in_the_way = files.write(await store.quarantine_list(limit=5))
+    in_the_way.write_bytes(damage)
+    await QuarantineKeeper(store, files, LIMIT).make_room()
+    assert in_the_way.read_bytes() == damage
+    assert len(list((tmp_path / "q").iterdir())) > 1
+
+
 async def test_where_no_file_can_be_written_nothing_is_forgotten_and_the_cure_is_told(
     store: Store, tmp_path: Path
 ) -> None:

@@ -8,7 +8,9 @@ store that takes no writes: nothing is acknowledged, health says why, and it goe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -55,7 +57,7 @@ class QuarantineKeeper:
             share = self._limit // _SHARE
             entries = await self._oldest(share, at_once=min(_PAGE, share * room.entries // room.bytes + 1))
             try:
-                path = await asyncio.to_thread(self._files.write, entries)
+                path = await asyncio.to_thread(self._files.write, entries, instead_of=await self._attempts(entries))
             except OSError as error:
                 raise StoreUnavailable(
                     f"the quarantine is full and its oldest entries cannot be moved to {self._files.directory} "
@@ -80,6 +82,22 @@ class QuarantineKeeper:
             file_entries=usage.entries,
             deleted=max(0, room.moved - usage.entries),
         )
+
+    async def _attempts(self, entries: Sequence[QuarantineEntry]) -> list[Path]:
+        """Files of an earlier try to move these out: all that is in them is still in the store.
+
+        What is not was moved out for good, before an older backup of the store was restored, and is nowhere else.
+        """
+        here = {(entry.entry_id, entry.sha256) for entry in entries}
+        found = await asyncio.to_thread(self._files.beginning_with, entries[0].entry_id)
+        return [path for path, inside in found.items() if await self._are_in_the_store(inside - here)]
+
+    async def _are_in_the_store(self, entries: set[tuple[int, str]]) -> bool:
+        for entry_id, sha256 in entries:
+            entry = await self._store.quarantine_get(entry_id)
+            if entry is None or entry.sha256 != sha256:
+                return False
+        return True
 
     async def _oldest(self, share: int, *, at_once: int) -> list[QuarantineEntry]:
         """The entries of one file. The newest of all stays where it is, so that no number is ever given out again."""
