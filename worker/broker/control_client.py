@@ -12,7 +12,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from worker.broker.answers import Answer, Heard
 from worker.broker.consumer import Consumer, Link
-from worker.broker.faults import BROKER_ERRORS
+from worker.broker.faults import BROKER_ERRORS, broker_call
 from worker.broker.inbound import RabbitMessage
 from worker.broker.port import OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
@@ -141,10 +141,12 @@ class ControlClient:
         try:
             channel = await self._session.open_channel()
             try:
-                declared = await channel.queue_declare(queue, passive=True, timeout=self._session.call_timeout)
+                with broker_call():
+                    declared = await channel.queue_declare(queue, passive=True, timeout=self._session.call_timeout)
             finally:
                 if not channel.is_closed:
-                    await channel.close(timeout=self._session.call_timeout)
+                    with broker_call():
+                        await channel.close(timeout=self._session.call_timeout)
         except ChannelNotFoundEntity:
             return 0
         except BROKER_ERRORS:

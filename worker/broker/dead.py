@@ -21,7 +21,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 from msgspec import Struct
 
-from worker.broker.faults import BROKER_ERRORS, describe
+from worker.broker.faults import BROKER_ERRORS, broker_call, describe
 from worker.broker.port import OutgoingMessage, Publisher
 from worker.broker.session import Session
 from worker.broker.topology import dead_queue, jobs_queue, records_queue
@@ -123,7 +123,8 @@ class DeadLetters:
         else:
             found.kept += 1
             return
-        await channel.basic_ack(_tag(message), wait=False)
+        with broker_call():
+            await channel.basic_ack(_tag(message), wait=False)
 
     def _is_over(self, message: DeliveredMessage) -> bool:
         command = decode_command(message.body)
@@ -165,7 +166,8 @@ class DeadLetters:
             yield message
 
     async def _next(self, channel: Channel, scenario: str) -> DeliveredMessage | None:
-        message = await channel.basic_get(dead_queue(scenario), timeout=self._session.call_timeout)
+        with broker_call():
+            message = await channel.basic_get(dead_queue(scenario), timeout=self._session.call_timeout)
         return None if isinstance(message.delivery, spec.Basic.GetEmpty) else message
 
     @asynccontextmanager
@@ -175,7 +177,8 @@ class DeadLetters:
         channel: Channel | None = None
         try:
             channel = await self._session.open_channel()
-            declared = await channel.queue_declare(queue, passive=True, timeout=self._session.call_timeout)
+            with broker_call():
+                declared = await channel.queue_declare(queue, passive=True, timeout=self._session.call_timeout)
             yield channel, declared.message_count or 0
         except ChannelNotFoundEntity as error:
             raise NotFound(f"there is no queue {queue}; the worker makes it when it serves the scenario") from error
@@ -183,7 +186,7 @@ class DeadLetters:
             raise BrokerUnreachable(f"the broker did not give what is in {queue}: {describe(error)}") from error
         finally:
             if channel is not None and not channel.is_closed:
-                with suppress(*BROKER_ERRORS):
+                with suppress(*BROKER_ERRORS), broker_call():
                     await channel.close(timeout=self._session.call_timeout)
 
 
