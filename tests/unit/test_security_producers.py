@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
+from tests.unit.test_sink_run import FakeStore
 from worker.broker.dead import SENT_BY, SENT_WITH
 from worker.broker.memory import Held, MemoryConsumer, MemoryDelivery, MemoryQueue
-from worker.broker.port import OutgoingMessage
+from worker.broker.port import Delivery, OutgoingMessage
 from worker.clock import ManualClock
 from worker.control.admission import Admission
 from worker.episodes.rules import Rules
@@ -17,6 +19,7 @@ from worker.errors import ConfigurationError
 from worker.settings import load_settings
 from worker.sink.judge import Judge
 from worker.sink.producers import Producers
+from worker.sink.sink import Sink
 from worker.store.port import Incoming, IncomingBatch, IncomingReject, QuarantineEntry
 from worker.wire.commands import Command, Status
 from worker.wire.reasons import Reason
@@ -162,3 +165,21 @@ def test_commands_are_taken_of_operators_only_where_they_are_named(user: str | N
     assert strict.for_known_only
     assert open_.check(command, inbound) is None
     assert not open_.for_known_only
+
+
+async def test_what_was_quarantined_by_a_fault_at_the_store_can_be_replayed() -> None:
+    """It was kept without its sender, and refused as nobody's at each replay for ever."""
+    store = FakeStore()
+    delivery = _delivery("ada", _of("node-7"), headers={"content_encoding": "gzip"})
+    store.poison = {delivery.body: RuntimeError("bug")}
+    sink = Sink(store, ManualClock(), lambda _: Rules(), producers=PRODUCERS)
+    inbox: asyncio.Queue[Delivery] = asyncio.Queue()
+    inbox.put_nowait(delivery)
+    stopping = asyncio.Event()
+    stopping.set()
+    await sink.run(inbox, stopping)
+    (kept,) = store.kept
+    assert isinstance(kept, IncomingReject)
+    assert kept.reason == Reason.UNEXPECTED
+    assert "content_encoding" not in kept.headers, "a header is no property"
+    assert isinstance(_again(kept), IncomingBatch)

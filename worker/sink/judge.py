@@ -24,6 +24,8 @@ _REMEMBERED_NAMES = 10_000
 GZIP_MAGIC = b"\x1f\x8b"
 _FOUND_BY_THE_STORE = frozenset({Reason.KEY_CONFLICT, Reason.RECORD_CONFLICT, Reason.STORE_REFUSED})
 
+_PROPERTIES_OF_A_REPLAY = frozenset({"user_id", "content_type", "content_encoding"})
+
 
 class _TerminalNames(dict[str, bool]):
     """Which actions end a sequence: asked once a name and not once a record."""
@@ -59,7 +61,7 @@ class Judge:
             content_type=delivery.content_type,
             content_encoding=delivery.content_encoding,
             sender=None if self._producers is None else _sender(self._producers, delivery),
-            headers=lambda: _kept_headers(delivery),
+            headers=lambda: kept_headers(delivery),
         )
 
     def sender_of(self, entry: QuarantineEntry) -> Sender | None:
@@ -78,7 +80,7 @@ class Judge:
             detail=f"decoding or storing it ended the process: {end}",
             body=delivery.body,
             received_at_ms=self._clock.now_ms(),
-            headers=_kept_headers(delivery),
+            headers=kept_headers(delivery),
         )
 
     def message(
@@ -154,10 +156,10 @@ def _sender(producers: Producers, delivery: Delivery) -> Sender:
     return producers.sender(delivery.user_id, delivery.routing_key, lambda: delivery.headers)
 
 
-def _kept_headers(delivery: Delivery) -> dict[str, str]:
+def kept_headers(delivery: Delivery) -> dict[str, str]:
     """The delivery's headers, with what a replay needs to read the body and to check its sender again."""
-    # A header of the sender's own may be called like what only the broker can say.
-    kept = {name: value for name, value in delivery.headers.items() if name != "user_id"}
+    # A header of the sender's own may be called like a property, which alone says how to read the body and who sent it.
+    kept = {name: value for name, value in delivery.headers.items() if name not in _PROPERTIES_OF_A_REPLAY}
     # Whoever looks at the quarantine must not read there what somebody proved himself by.
     kept = {name: MASK if is_secret_name(name) else value for name, value in kept.items()}
     kept["routing_key"] = delivery.routing_key

@@ -12,6 +12,7 @@ import structlog
 from worker.clock import Clock
 from worker.errors import DataRefused, StoreUnavailable, WorkerError
 from worker.sink.batcher import Item
+from worker.sink.judge import kept_headers
 from worker.sink.stats import SinkStats
 from worker.store.port import IncomingReject, Quarantined, RecordLog, Stored
 from worker.wire.reasons import MAX_DETAIL, Reason
@@ -139,12 +140,15 @@ class GroupWriter:
             raise error  # the store takes not even the quarantine entry: that is the store's fault, not the data's
         log.error("store_refused", scenario=item.incoming.scenario, reason=reason, exc_info=error)
         item.refused = True
+        # Of a reject it may be the headers that the store does not take.
+        headers = {} if isinstance(item.incoming, IncomingReject) else kept_headers(item.delivery)
         item.incoming = IncomingReject(
             scenario=item.incoming.scenario,
             reason=reason,
             detail=f"the store raised {type(error).__name__}: {error}"[:MAX_DETAIL],
             body=item.incoming.body,
             received_at_ms=item.incoming.received_at_ms,
+            headers=headers,
         )
         await self.write(items)
 
