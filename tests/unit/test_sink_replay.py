@@ -172,6 +172,23 @@ async def test_one_scenario_one_reason_or_single_entries_may_be_chosen() -> None
     assert (await replay(store(), reason="other")).examined == 0
     assert (await replay(store(), entry_ids=[2, 3, 99])).stored == 2
     assert (await replay(store(), entry_ids=[2, 3], scenario="S")).stored == 1
+    assert (await replay(store(), limit=2)).stored == 2
+    assert (await replay(store(), entry_ids=[2, 3], limit=1)).stored == 1
+
+
+async def test_a_limit_beyond_all_entries_reads_no_more_of_them_at_once() -> None:
+    """It read the bodies of the whole quarantine into memory."""
+    store = FakeStore(*(b"bad" for _ in range(75)))
+    asked: list[int] = []
+    page = store.quarantine_list
+
+    async def noted(scenario: str | None, *, limit: int, **which: Any) -> list[QuarantineEntry]:
+        asked.append(limit)
+        return await page(scenario, limit=limit, **which)
+
+    store.quarantine_list = noted  # type: ignore[method-assign]  # a fake
+    assert (await replay(store, limit=1 << 62)).examined == 75
+    assert max(asked) < 75
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

@@ -152,17 +152,14 @@ class Operations:
         return plain(result)
 
     async def _replay(self, scenario: str, args: ReplayQuarantine) -> dict[str, Any]:
-        chosen = args.entry_ids
-        if chosen is None and args.limit is not None:
-            page = await self.store.quarantine_list(scenario, reason=args.reason, limit=args.limit, pending_only=True)
-            chosen = [entry.entry_id for entry in page]
         counts = await replay_quarantine(
             self.store,
             self.clock,
             self.rules_of,
             scenario=scenario,
             reason=args.reason,
-            entry_ids=chosen,
+            entry_ids=args.entry_ids,
+            limit=args.limit,
             producers=self.producers,
         )
         self.projector.wake()

@@ -50,18 +50,21 @@ async def replay_quarantine(
     scenario: str | None = None,
     reason: str | None = None,
     entry_ids: Sequence[int] | None = None,
+    limit: int | None = None,
     trial: Trial | None = None,
     producers: Producers | None = None,
 ) -> ReplayCounts:
     """Send quarantine entries that were not replayed yet through the same checks as a delivery.
 
-    Which: those of `scenario` and `reason` (None: any), or exactly `entry_ids`. An entry that is refused again stays as
-    it is, with its count of replays up by one. Raises `StoreUnavailable`; what was done until then is done, and the
-    same call may be made again.
+    Which: those of `scenario` and `reason` (None: any), or exactly `entry_ids`; the first `limit` of them. An entry
+    that is refused again stays as it is, with its count of replays up by one. Raises `StoreUnavailable`; what was done
+    until then is done, and the same call may be made again.
     """
     replay = _Replay(store, clock, Judge(rules_of, clock, producers), trial or Trial(), ReplayCounts())
     try:
         async for entry in _entries(store, scenario, reason, entry_ids):
+            if limit is not None and replay.counts.examined >= limit:
+                break
             await replay.one(entry)
     finally:
         await replay.trial.close()
