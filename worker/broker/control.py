@@ -10,8 +10,9 @@ from typing import Protocol
 import structlog
 from aiormq.abc import DeliveredMessage
 
-from worker.broker.consumer import Consumer, Link
+from worker.broker.consumer import Consumer
 from worker.broker.inbound import RabbitMessage
+from worker.broker.link import Link
 from worker.broker.port import ControlMessage, OutgoingMessage, Publisher
 from worker.broker.session import Session
 from worker.broker.topology import (

@@ -11,9 +11,10 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from worker.broker.answers import Answer, Heard
-from worker.broker.consumer import Consumer, Link
+from worker.broker.consumer import Consumer
 from worker.broker.faults import BROKER_ERRORS, broker_call
 from worker.broker.inbound import RabbitMessage
+from worker.broker.link import Link
 from worker.broker.port import OutgoingMessage
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 
 from aiormq.abc import DeliveredMessage
 
-from worker.broker.consumer import Consumer, Link
+from worker.broker.consumer import Consumer
 from worker.broker.inbound import RabbitMessage
+from worker.broker.link import Link
 from worker.broker.session import Session
 from worker.broker.topology import (
     Exchange,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from aiormq.abc import DeliveredMessage
 
-from worker.broker.consumer import Link
+from worker.broker.link import Link
 from worker.broker.properties import as_text
 from worker.broker.session import CALL_TIMEOUT
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from aiormq.abc import DeliveredMessage
 
 from worker import crash
-from worker.broker.consumer import Consumer, Link
+from worker.broker.consumer import Consumer
+from worker.broker.link import Link
 from worker.broker.port import Delivery
 from worker.broker.properties import as_text
 from worker.broker.session import Session
