@@ -11,7 +11,7 @@ import pytest
 from tests.integration.conftest import NewSession
 from tests.integration.proxy import proxied
 from worker.broker.answers import Answer
-from worker.broker.control import ControlListener
+from worker.broker.control import MAX_REPLY, ControlListener
 from worker.broker.control_client import ControlClient
 from worker.broker.events import EventSubscriber
 from worker.broker.port import ControlMessage, OutgoingMessage
@@ -238,7 +238,7 @@ async def test_a_worker_listens_again_after_its_wire_was_cut(
 async def test_too_large_an_answer_is_not_sent(start_worker: StartWorker, client: ControlClient) -> None:
     async def boast(listener: ControlListener, message: ControlMessage) -> None:
         await message.ack()
-        assert not await listener.reply(message, answer(message, "done", text="x" * 70_000))
+        assert not await listener.reply(message, answer(message, "done", text="x" * MAX_REPLY))
         await listener.reply(message, answer(message, "failed"))
 
     await start_worker("w1", boast)
