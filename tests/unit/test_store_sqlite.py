@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
@@ -203,8 +204,27 @@ async def test_a_backup_never_overwrites(store: SqliteStore, tmp_path: Path) -> 
     (tmp_path / "precious").write_text("x")
     with pytest.raises(ConfigurationError, match="exists"):
         await store.backup(tmp_path / "precious")
-    with pytest.raises(StoreUnavailable, match="cannot be created"):
-        await store.backup(Path("/proc/none/copy.db"))
+
+
+async def test_a_backup_that_cannot_be_written_blames_the_copy_and_leaves_nothing(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    """It said that the store was not available, and to make the directory of SWARM_STORE_URL writable."""
+    for target in (Path("/proc/none/copy.db"), tmp_path / "a file" / "copy.db"):
+        (tmp_path / "a file").touch()
+        with pytest.raises(ConfigurationError, match=rf"the copy {target} cannot be written \(.*\); name a file"):
+            await store.backup(target)
+    for number in range(20):
+        await put(store, number, size=20_000)
+    (tmp_path / "there").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(ConfigurationError, match=r"there/copy.db cannot be written \(SQLITE_.*\); free space"):
+            await store.backup(tmp_path / "there" / "copy.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 async def test_the_store_describes_itself(store: SqliteStore, path: Path) -> None:

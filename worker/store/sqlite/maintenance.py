@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from worker.errors import ConfigurationError, StoreCorrupt
+from worker.errors import ConfigurationError, StoreCorrupt, StoreUnavailable
 from worker.store.sqlite.check_sums import CHANGED, Row, RowDamaged, check_sum
 from worker.store.sqlite.connection import create_file, quick_check
 from worker.store.sqlite.damage import Found, found_at
@@ -16,6 +18,9 @@ from worker.store.sqlite.role import Role
 
 #: Pages copied at a time, so that the worker's own reads and writes get in between.
 BACKUP_PAGES = 2_000
+
+#: What goes wrong with the copy alone: a backup only reads the store.
+_OF_WRITING = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC}
 
 _EVERY_RECORD = """
     SELECT scenario.name, record.position, record.kind, record.task_no, task.task_id, CAST(body AS BLOB), check_sum
@@ -71,26 +76,55 @@ def _back_up(connection: sqlite3.Connection, target: Path) -> list[Found]:
     if target.exists():
         raise ConfigurationError(f"{target} exists; name a file that does not")
     partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
-    create_file(partial)
-    try:
-        copy = sqlite3.connect(partial, isolation_level=None)
-        try:
-            connection.backup(copy, pages=BACKUP_PAGES)
-            # Not WAL: the copy is one file, complete without companions.
-            copy.execute("PRAGMA journal_mode=DELETE")
-            found = quick_check(copy)
-            damaged = [] if found else _damaged_records(copy)
-        finally:
-            copy.close()
-        _refuse_damaged(target, found)
-        _sync(partial)
-        partial.rename(target)
-        _sync(target.parent)
-    except BaseException:
+    with _blaming_the_copy(target):
         partial.unlink(missing_ok=True)
-        raise
+        try:
+            create_file(partial)
+            damaged = _copied(connection, partial)
+            _sync(partial)
+            partial.rename(target)
+            _sync(target.parent)
+        except BaseException:
+            with suppress(OSError):  # what went wrong first says more
+                partial.unlink(missing_ok=True)
+            raise
     return damaged
+
+
+@contextmanager
+def _blaming_the_copy(target: Path) -> Iterator[None]:
+    """Say of the copy what would else be said of the store: that it cannot be made, or that its disk is full."""
+    cannot = f"the copy {target} cannot be written"
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise ConfigurationError(
+            f"{cannot} ({_why(error.__cause__)}); name a file where this user may write"
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(f"{cannot} ({_why(error)}); name a file where this user may write") from error
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode not in _OF_WRITING:
+            raise
+        raise ConfigurationError(
+            f"{cannot} ({error.sqlite_errorname}); free space there, or name a file elsewhere"
+        ) from error
+
+
+def _why(error: object) -> object:
+    return error.strerror if isinstance(error, OSError) else error
+
+
+def _copied(connection: sqlite3.Connection, partial: Path) -> list[Found]:
+    copy = sqlite3.connect(partial, isolation_level=None)
+    try:
+        connection.backup(copy, pages=BACKUP_PAGES)
+        # Not WAL: the copy is one file, complete without companions.
+        copy.execute("PRAGMA journal_mode=DELETE")
+        _refuse_damaged(partial, quick_check(copy))
+        return _damaged_records(copy)
+    finally:
+        copy.close()
 
 
 def _damaged_records(copy: sqlite3.Connection) -> list[Found]:
@@ -103,9 +137,9 @@ def _damaged_records(copy: sqlite3.Connection) -> list[Found]:
     return damaged
 
 
-def _refuse_damaged(target: Path, found: str | None) -> None:
+def _refuse_damaged(copy: Path, found: str | None) -> None:
     if found is not None:
-        raise StoreCorrupt(f"the copy {target} is damaged ({found}); the store itself may be: run `swarm-worker check`")
+        raise StoreCorrupt(f"the copy {copy} is damaged ({found}); the store itself may be: run `swarm-worker check`")
 
 
 def _sync(path: Path) -> None:
