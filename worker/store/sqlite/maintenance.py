@@ -104,7 +104,7 @@ def _blaming_the_copy(target: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigurationError(f"{cannot} ({_why(error)}); name a file where this user may write") from error
     except sqlite3.Error as error:
-        if error.sqlite_errorcode not in _OF_WRITING:
+        if getattr(error, "sqlite_errorcode", None) not in _OF_WRITING:
             raise
         raise ConfigurationError(
             f"{cannot} ({error.sqlite_errorname}); free space there, or name a file elsewhere"
