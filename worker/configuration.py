@@ -45,7 +45,7 @@ def learn_models_of(settings: Settings, scenario: str, seen: Sequence[str] = ())
     """The learn models that run on the scenario, in the order named.
 
     `seen` are the actions that examples offer where the scenario names none: those of its own world, since the
-    original's built-in list is about troubleshooting (fault 39). Cutting and judging do not depend on them.
+    original's built-in list is about troubleshooting. Cutting and judging do not depend on them.
     """
     own = options_of(settings, scenario).learn_models
     rules = rules_of(settings, scenario)

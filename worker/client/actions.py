@@ -1,4 +1,4 @@
-"""Actions as a swarm node sees them (`ActionEvent` and its parts, domain 4.2), and the record each becomes."""
+"""Actions as a swarm node sees them (`ActionEvent` and its parts, the original's), and the record each becomes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Event ids by the original's layout, `(tick << 24) | (worker << 8) | sequence`, with every overflow an error.
 
-The original let the 257th event of a worker in a tick, and worker ids above 65,535, collide silently (domain 4.2). Here
-an id that cannot be made is refused at the sender (decision m).
+The original let the 257th event of a worker in a tick, and worker ids above 65,535, collide silently. Here
+an id that cannot be made is refused at the sender.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The swarm's three learning events (`LearningEvent`, domain 4.3), and the record each becomes."""
+"""The swarm's three learning events (`LearningEvent`, the original's), and the record each becomes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class DependencyGraphInference(Struct, frozen=True, kw_only=True):
     session_id: str | None = None
 
     def to_record(self) -> DependencyGraphRecord:
-        """The record; a failed inference always carries an error, so that it never replaces a good order (fault 29)."""
+        """The record; a failed inference always carries an error, so that it never replaces a good order."""
         return DependencyGraphRecord(
             prompt=self.prompt,
             response=self.response,

@@ -2,7 +2,7 @@
 
 Domain 4.8 and decisions (d), (e), (j), (l). Everything here depends on what the records say and never on when or in
 what order they came, so a sequence that lay over two batches, or grew by a late record, is cut as if it had come at
-once (the original cut per batch and lost the halves: fault 25).
+once (the original cut per batch and lost the halves).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worker.episodes.task import PlacedAction, TaskView
 from worker.wire.records import ActionRecord, Failure, LearnStatsRecord, Outcome, Success, Timeout, Unknown
 from worker.wire.times import happened_at
 
-#: The terminal action by which a worker admits defeat: a failure, whatever its `success` says (decision j).
+#: The terminal action by which a worker admits defeat: a failure, whatever its `success` says.
 GIVE_UP = "give_up"
 
 
@@ -38,7 +38,7 @@ class Cut(Struct, kw_only=True, gc=False):
     #: The last action is a terminal one; False for a tail that the session's end or silence closed.
     terminal: bool
     outcome: Outcome
-    #: Mean of the KPIs that were reported; kept beside a failure too (decision l).
+    #: Mean of the KPIs that were reported; kept beside a failure too.
     mean_kpi: float | None
     session_id: str | None
     group_id: str | None
@@ -79,7 +79,7 @@ def holdout_key(scenario: str, name: str) -> str:
 def cut(view: TaskView, rules: Rules) -> list[Cut]:
     """The closed sequences of each worker of the task, by worker and then in order.
 
-    An open tail is among them only where the session has ended or the task is idle (decision e).
+    An open tail is among them only where the session has ended or the task is idle.
     """
     return slice_task(view, rules).cuts
 
@@ -133,7 +133,7 @@ def judge(steps: list[Step], last: ActionRecord, session: LearnStatsRecord | Non
 
 
 def score(steps: list[Step]) -> float:
-    """The mean KPI where any was reported, else the share of successful actions (decision d)."""
+    """The mean KPI where any was reported, else the share of successful actions."""
     mean = mean_kpi(steps)
     return sum(step.ok for step in steps) / len(steps) if mean is None else mean
 

@@ -81,7 +81,7 @@ def graph_key(record: DependencyGraphRecord) -> str:
 
 
 def judge_graph(record: DependencyGraphRecord) -> Outcome:
-    """Success iff there is no error and the two orders are not both empty (domain 4.8)."""
+    """Success iff there is no error and the two orders are not both empty (the original's)."""
     if record.error is not None:
         return Failure(record.error)
     if not record.discover_order and not record.not_discover_order:

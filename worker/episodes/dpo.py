@@ -1,4 +1,4 @@
-"""The learn model `dpo`: of several attempts under the same conditions, the better and the worse one (domain 4.8)."""
+"""The learn model `dpo`: of several attempts under the same conditions, the better and the worse one."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class DpoLearnModel(LearnModel):
 
 
 def quality_of(episode: Episode) -> float:
-    """What pairs are made by: the mean KPI of a failure where reported (decision l), else the outcome's score."""
+    """What pairs are made by: the mean KPI of a failure where reported, else the outcome's score."""
     if isinstance(episode.outcome, Failure) and episode.mean_kpi is not None:
         return episode.mean_kpi
     return score_of(episode.outcome)

@@ -1,6 +1,6 @@
 """What a learn model is: which episodes it cuts, how it judges them, what training text it makes of them.
 
-Near to the original's `LearnModel` (domain 4.8): subclass it, name it, override what the model is about, and give it to
+Near to the original's `LearnModel`: subclass it, name it, override what the model is about, and give it to
 the worker's builder. Everything here is pure; a model that raises loses its own episodes of that one task, no others.
 """
 

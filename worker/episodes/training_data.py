@@ -1,4 +1,4 @@
-"""Training text: one example each (domain 4.9), and its JSON line."""
+"""Training text: one example each (the original's), and its JSON line."""
 
 from __future__ import annotations
 

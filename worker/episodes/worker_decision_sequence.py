@@ -25,7 +25,7 @@ from worker.wire.records import ActionRecord, Outcome
 
 ORDER = "Given a context and a set of available actions, choose the best sequence of actions."
 SYSTEM_PROMPT = f"{PERSONA} {ORDER}"
-#: The original's built-in list is about troubleshooting; a scenario sets its own (fault 39).
+#: The original's built-in list is about troubleshooting; a scenario sets its own.
 AVAILABLE_ACTIONS = ("CheckStatus", "ReadLogs", "AnalyzeMetrics", "Diagnose", "Restart", "done")
 
 

@@ -102,7 +102,7 @@ class OrderChoice(Struct, frozen=True, kw_only=True):
 
 
 def compute_hash(actions: Iterable[str]) -> str:
-    """The action-set hash, 16 hex digits: names de-duplicated, sorted, joined by NUL, BLAKE2b of 8 bytes (decision a).
+    """The action-set hash, 16 hex digits: names de-duplicated, sorted, joined by NUL, BLAKE2b of 8 bytes.
 
     Sorted by their UTF-8 bytes, as Rust sorts strings; code points sort the same.
     """

@@ -1,4 +1,4 @@
-"""The offline analysis: from what was counted to an offline model, by the original's simple rule (domain 4.11).
+"""The offline analysis: from what was counted to an offline model, by the original's simple rule.
 
 Deterministic: equal input gives an equal model, to the byte. It is the control that deeper methods are measured
 against, and fills the fields that they leave open.
@@ -70,7 +70,7 @@ class AnalysisInput(Struct, frozen=True, kw_only=True):
 
 
 class NothingToLearn(Struct, frozen=True):
-    """No model came of it, and that is no error (analyzer step 5)."""
+    """No model came of it, and that is no error."""
 
     reason: str
 
@@ -107,7 +107,7 @@ class OfflineAnalyzer:
             self._selection = merged.selection_performance
 
     def analyze(self) -> OfflineModel | NothingToLearn:
-        """The model. A stored action order is kept unless a better one was inferred (fault 31)."""
+        """The model. A stored action order is kept unless a better one was inferred."""
         given, evidence = self._given, self.evidence
         previous = given.previous
         choice = choose_order(given.graphs, None if previous is None else previous.action_order)

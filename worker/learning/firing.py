@@ -1,4 +1,4 @@
-"""Asking a trigger: whether it fires, and the record of who fired and why (domain 4.10, decision f)."""
+"""Asking a trigger: whether it fires, and the record of who fired and why (the original's)."""
 
 from __future__ import annotations
 

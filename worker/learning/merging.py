@@ -1,4 +1,4 @@
-"""Merging snapshots: plain sums, sums that fade with age, or sums weighted by success (domain 4.12)."""
+"""Merging snapshots: plain sums, sums that fade with age, or sums weighted by success (the original's)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The offline model: what an offline analysis learnt, loaded by the next session (domain 4.11), and its JSON form."""
+"""The offline model: what an offline analysis learnt, loaded by the next session, and its JSON form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recommended paths by the simple rule: follow the steps that mostly led to success (domain 4.11, analyzer step 2)."""
+"""Recommended paths by the simple rule: follow the steps that mostly led to success (the original's)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def success_rate(successes: int, visits: int) -> float:
 
 
 def value(successes: int, failures: int) -> float:
-    """(ok - bad) / (ok + bad) in [-1, 1]; 0 where nothing was seen (domain 4.13)."""
+    """(ok - bad) / (ok + bad) in [-1, 1]; 0 where nothing was seen (the original's)."""
     seen = successes + failures
     return (successes - failures) / seen if seen > 0 else 0.0
 

@@ -1,4 +1,4 @@
-"""How well each selection strategy (UCB1, Greedy, Thompson, ...) did, and which one to use (domain 4.13)."""
+"""How well each selection strategy (UCB1, Greedy, Thompson, ...) did, and which one to use (the original's)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UCB1 = "ucb1"
 GREEDY = "greedy"
 THOMPSON = "thompson"
 
-#: Defaults of the original's adaptive provider (domain 4.11).
+#: Defaults of the original's adaptive provider.
 MATURITY_THRESHOLD = 5
 ERROR_RATE_THRESHOLD = 0.45
 

@@ -1,4 +1,4 @@
-"""Snapshots as JSON, tuple-keyed maps as rows (decision b), and the text form of their keys (domain 4.12)."""
+"""Snapshots as JSON, tuple-keyed maps as rows, and the text form of their keys (the original's)."""
 
 from __future__ import annotations
 

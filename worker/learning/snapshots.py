@@ -1,4 +1,4 @@
-"""A snapshot: the statistics of one session, one scenario or everything, as one document (domain 4.12)."""
+"""A snapshot: the statistics of one session, one scenario or everything, as one document (the original's)."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class LearningSnapshot(Struct, frozen=True, kw_only=True):
 
 
 def snapshot_of_session(record: LearnStatsRecord, received_at_ms: int, scenario: str) -> LearningSnapshot:
-    """One session's snapshot, every field kept (the original lost most of them: fault 27).
+    """One session's snapshot, every field kept (the original lost most of them).
 
     Learn stats hold no statistics by action alone: they are the sums over the previous action. Raises `ValueError`
-    where `stats_json` is no learn stats; such a record never gets past the wire (fault 26).
+    where `stats_json` is no learn stats; such a record never gets past the wire.
     """
     stats = parse_learn_stats(record.stats_json)
     transitions = stats.episode_transitions

@@ -1,4 +1,4 @@
-"""Statistics of actions, transitions and n-grams, with the names and formulas of the original (domain 4.13).
+"""Statistics of actions, transitions and n-grams, with the names and formulas of the original.
 
 They hold integers only: sums of real numbers are kept in millionths, so that merging is exact in any order. Rates of
 episodes count a timeout as a failure (it is known not to have succeeded); unknown outcomes never enter them.

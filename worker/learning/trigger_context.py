@@ -1,4 +1,4 @@
-"""What a trigger may look at: counts and times of one scenario, and its newest outcomes (domain 4.10)."""
+"""What a trigger may look at: counts and times of one scenario, and its newest outcomes (the original's)."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class TriggerContext(Struct, frozen=True, kw_only=True):
 
     @property
     def anything_new(self) -> bool:
-        """Whether there is an episode or a session that the last training did not see (decision f)."""
+        """Whether there is an episode or a session that the last training did not see."""
         return self.other_news or self.new_episodes > 0 or self.new_sessions > 0
 
     @property
     def elapsed_ms(self) -> int | None:
-        """Time since the last training, or since the first record (decision f); None without either.
+        """Time since the last training, or since the first record; None without either.
 
-        0 where the clock was set back (fault 20).
+        0 where the clock was set back.
         """
         since = self.first_record_at_ms if self.last_train_at_ms is None else self.last_train_at_ms
         return None if since is None else max(0, self.now_ms - since)

@@ -1,7 +1,7 @@
-"""Train triggers: whether to train now, from plain numbers (domain 4.10). Pure and free of state of their own.
+"""Train triggers: whether to train now, from plain numbers (the original's). Pure and free of state of their own.
 
 What a trigger remembers across restarts (the last training, its counts) comes in with the context, so a restart
-changes nothing (faults 9-11), and nothing fires without something that the last training did not see (decision f).
+changes nothing, and nothing fires without something that the last training did not see.
 """
 
 # ruff: noqa: D102 - the methods are the protocol's, documented there; the builder's are named for what they build

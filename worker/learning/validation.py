@@ -1,4 +1,4 @@
-"""The gate's rules: whether what was learnt is good enough to apply (domain 5.5), and when nobody can tell."""
+"""The gate's rules: whether what was learnt is good enough to apply (the original's), and when nobody can tell."""
 
 from __future__ import annotations
 

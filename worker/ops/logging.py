@@ -99,7 +99,7 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # At debug these log whole frames, headers and signatures included (reliability reference, S13).
+    # At debug these log whole frames, headers and signatures included.
     for name in ("aio_pika", "aiormq", "asyncio", "aiohttp"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     structlog.configure(

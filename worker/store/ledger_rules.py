@@ -116,7 +116,7 @@ def changes_state(stored: Deployment, new: Deployment) -> bool:
 
 
 def counts_as_applied(deployment: Deployment) -> bool:
-    """What `models_applied` counts: an apply that was verified, never a rollback (domain 4.15, section 7)."""
+    """What `models_applied` counts: an apply that was verified, never a rollback (the original's)."""
     return deployment.action == "apply" and deployment.state == "verified"
 
 

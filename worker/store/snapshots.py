@@ -1,4 +1,4 @@
-"""The learning store: snapshots of sessions, scenarios and everything, read from the log's projections (domain 4.12).
+"""The learning store: snapshots of sessions, scenarios and everything, read from the log's projections.
 
 The original saved a session and merged it into the aggregates, with no lock and twice where a message came twice
 (faults 23, 31). Here a session is in the log once and the aggregates are its projection, so there is nothing to save.

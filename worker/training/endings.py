@@ -48,7 +48,7 @@ def backoff(failures: int, first: float) -> float:
 
 
 def has_news(state: TriggerState, facts: ScenarioFacts) -> bool:
-    """Whether an episode or a session came that the last successful run did not see (decision f).
+    """Whether an episode or a session came that the last successful run did not see.
 
     Only what is projected counts: of what lies in the log alone, an analysis sees nothing.
     """

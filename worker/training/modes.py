@@ -39,7 +39,7 @@ def parse_mode(text: str) -> ProcessorMode:
 
 
 def require_runnable(mode: ProcessorMode) -> None:
-    """Refuse at start what could only fail once a trigger fires (fault 17)."""
+    """Refuse at start what could only fail once a trigger fires."""
     if mode is not ProcessorMode.OFFLINE:
         raise ConfigurationError(
             f"SWARM_PROCESSOR_MODE: {mode} needs a LoRA trainer, and this version has none: neither the training code "

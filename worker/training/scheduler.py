@@ -136,7 +136,7 @@ class TriggerScheduler:
             return "new episodes or sessions"
         now_ms = self._clock.now_ms()
         wait_ms = state.not_before_ms - now_ms
-        # Before the attempt that set the wait: the clock was set back, nobody waits for it to catch up (fault 20).
+        # Before the attempt that set the wait: the clock was set back, nobody waits for it to catch up.
         if wait_ms > 0 and now_ms >= (state.last_attempt_at_ms or 0):
             why = f"after {state.failures} failed trainings" if state.failures else "cool-down"
             return f"{in_words(wait_ms)} more ({why})"
@@ -161,7 +161,7 @@ class TriggerScheduler:
         )
 
     async def _note_error(self, scenario: str, error: str) -> None:
-        """A trigger error counts as "no", and is logged, counted and kept to be shown (fault 12)."""
+        """A trigger error counts as "no", and is logged, counted and kept to be shown."""
         self.stats.trigger_errors += 1
         log.error("trigger_error", scenario=scenario, error=error)
         await self._book.change(

@@ -62,7 +62,7 @@ Outcome: TypeAlias = Success | Failure | Timeout | Unknown
 
 
 def score_of(outcome: Outcome) -> float:
-    """The outcome as one number: a timeout counts its partial score, failure and unknown 0.0 (domain 4.5)."""
+    """The outcome as one number: a timeout counts its partial score, failure and unknown 0.0 (the original's)."""
     match outcome:
         case Success(score):
             return float(score)

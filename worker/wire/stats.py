@@ -1,4 +1,4 @@
-"""`LearnStats`: the statistics a swarm gathered in one session, as they travel in `stats_json` (domain 4.13).
+"""`LearnStats`: the statistics a swarm gathered in one session, as they travel in `stats_json` (the original's).
 
 Every part may be absent or null and unknown fields are ignored, since the original's serde text is not known to the
 letter. What is there must be right: half-read statistics would teach something nobody measured.
