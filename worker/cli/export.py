@@ -44,7 +44,10 @@ def export() -> None:
 @click.option("--after", type=click.IntRange(0), default=0, help="only batches above this number")
 @settings_options(*PLACES)
 def records(*, settings: Settings, scenario: str | None, type_: str | None, task_id: str | None, after: int) -> None:
-    """Every record once, in the order stored. With exactly the fields that were sent."""
+    """Every record once, in the order stored.
+
+    With exactly the fields that were sent, in the schema's order: compare as JSON, not as text.
+    """
     run_async(_records(settings, one_scenario(scenario, settings), type_, task_id, after))
 
 

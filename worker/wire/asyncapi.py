@@ -47,7 +47,9 @@ def _records_channel() -> Tree:
         RECORDS_EXCHANGE,
         "{scenario}",
         ["recordsBatch"],
-        "Batches of records. The keys <scenario>.# and swarm.records.<scenario> lead to the same queue.",
+        "Batches of records. The keys <scenario>.# and swarm.records.<scenario> lead to the same queue. "
+        "Publish persistent and mandatory, with confirms: the broker also confirms what no queue is there for, and "
+        "returns it only if told to.",
         _SCENARIO,
     )
 
