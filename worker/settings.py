@@ -303,10 +303,13 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            place = "__".join(map(str, problem["loc"])).upper()
+            name, *inside = map(str, problem["loc"] or ("",))
+            place = ", ".join([f"SWARM_{name.upper()}", *inside])
             text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "tuple_type":
+                text = 'write a list, such as ["one", "two"]'
             # What concerns more than one setting names them itself.
-            lines.append(f"  SWARM_{place}: {text}" if place else f"  {text}")
+            lines.append(f"  {place}: {text}" if name else f"  {text}")
         raise ConfigurationError("these settings are wrong:\n" + "\n".join(lines)) from None
 
 

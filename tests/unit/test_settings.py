@@ -72,7 +72,8 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ({"apply_mode": "always"}, "SWARM_APPLY_MODE"),
         ({"prefetch": "5000"}, "SWARM_PREFETCH"),
         ({"quarantine_bytes": "1000"}, "SWARM_QUARANTINE_BYTES"),
-        ({"scenario_options": '{"a": {"tigger": "manual"}}'}, "SWARM_SCENARIO_OPTIONS"),
+        ({"scenario_options": '{"a": {"tigger": "manual"}}'}, "SWARM_SCENARIO_OPTIONS, a, tigger: "),
+        ({"producers": '{"node": "n-*"}'}, "SWARM_PRODUCERS, node: write a list"),
         ({"scenario_options": "{a: 1}"}, "SWARM_SCENARIO_OPTIONS: this is no JSON object"),
         (
             {"scenario_options": '{"a": {"learn_models": ["nonsense"]}}'},
