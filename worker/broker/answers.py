@@ -89,7 +89,7 @@ class Heard:
         if waiting:
             hint = f"it was accepted by {', '.join(waiting)} and may still be carried out"
         else:
-            hint = "is a worker of this scenario running?"
+            hint = "is a worker of this scenario running, and does it obey this user and control key?"
         return f"no final answer to {routing_key!r} within {self._timeout:g} s; {hint}"
 
     def gone(self) -> str:

@@ -138,7 +138,7 @@ async def _broker(settings: Settings) -> AsyncIterator[Finding]:
         for scenario in settings.scenarios:
             try:
                 await ensure_topology(session, [*shared_objects(), *scenario_objects(scenario)], settings.topology)
-                detail = "its objects are there, equal to what is needed, and this user may use them"
+                detail = "its objects are there, equal to what is needed"
                 yield Finding(what=f"broker objects of {scenario}", good=True, detail=detail)
             except (WorkerError, *BROKER_ERRORS) as error:
                 detail = str(error) if isinstance(error, WorkerError) else describe(error)

@@ -179,9 +179,11 @@ async def _follow(
     spinner = None if quiet or not sys.stderr.isatty() else Spinner(f"{command.command} ...", console=console())
     if spinner is not None:
         spinner.start()
-    silence = asyncio.get_running_loop().call_later(_FIRST_ANSWER, lambda: click.echo(_SILENCE, err=True))
+    silence: asyncio.TimerHandle | None = None
     try:
         async with control_client(settings) as client:
+            # Only now: a broker that is away is told as that, and not as a worker's silence.
+            silence = asyncio.get_running_loop().call_later(_FIRST_ANSWER, lambda: click.echo(_SILENCE, err=True))
             patience = timeout if wait else _FIRST_ANSWER
             async for reply in send(client, command, timeout=patience, worker_id=worker_id, first_words=not wait):
                 silence.cancel()
@@ -189,7 +191,8 @@ async def _follow(
                 if spinner is not None:
                     spinner.update(f"{command.command}: {reply.status} by {shown(reply.worker)}")
     finally:
-        silence.cancel()
+        if silence is not None:
+            silence.cancel()
         if spinner is not None:
             spinner.stop()
 

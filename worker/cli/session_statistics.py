@@ -1,6 +1,6 @@
 """`swarm-worker sessions show`, `merged`, `groups`: what sessions learnt, as the original's `LearningStore` kept it.
 
-`--json` is its snapshot document (domain 4.12), which `worker.learning.snapshot_json.decode_snapshot` reads; `--scores`
+`--json` is its snapshot document, which `worker.learning.snapshot_json.decode_snapshot` reads; `--scores`
 are the scores for action selection that come of it (the original's `ScoreModel`).
 """
 
@@ -15,6 +15,7 @@ import msgspec
 from worker.cli.common import (
     PLACES,
     default_scenario_option,
+    flat,
     json_option,
     known_scenario,
     one_scenario,
@@ -94,7 +95,7 @@ async def _print(
 
 def _show(snapshot: LearningSnapshot) -> None:
     facts: dict[str, Any] = msgspec.to_builtins(snapshot.metadata)
-    known = [(name, when(value) if name == "created_at" else value) for name, value in facts.items() if value]
+    known = flat({name: when(value) if name == "created_at" else value for name, value in facts.items() if value})
     table("Statistics", ("what", ""), known, empty="Nothing is known of it.")
     steps = snapshot.episode_transitions
     frequent = sorted(steps.pairs(), key=lambda pair: (-steps.counts(*pair).seen, pair))
