@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from worker.broker.control import ControlListener
 from worker.broker.dead import DeadLetters
+from worker.broker.event_publisher import EventPublisher
 from worker.broker.port import Delivery
 from worker.broker.publisher import RabbitPublisher
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
-from worker.broker.topology import ensure_topology, shared_objects
 from worker.broker.url import BrokerUrl, broker_url
 from worker.broker.watchdog import Watchdog
 from worker.clock import Clock, SystemClock
@@ -168,7 +168,7 @@ class _Kit:
             for name in scenarios
         }
         intake = Intake(subscribers)
-        events = RabbitPublisher(publish, restore=lambda: ensure_topology(publish, shared_objects(), settings.topology))
+        events = EventPublisher(publish, settings.topology)
         relay = OutboxRelay(store, events, clock)
         files = QuarantineFiles(quarantine_dir(settings.data_dir), settings.quarantine_bytes)
         keeper = QuarantineKeeper(store, files, settings.quarantine_bytes)
@@ -248,6 +248,7 @@ class _Kit:
             runs=runs,
             applier=applier,
             relay=relay,
+            journal=lambda: events.journal_trouble,
             write_watch=write_watch,
             sessions=(consume, publish, command),
             subscribers=subscribers,

@@ -50,6 +50,8 @@ class StatusReporter:
     runs: RunManager
     applier: Applier
     relay: OutboxRelay
+    #: Why the journal of events is down, as far as is known.
+    journal: Callable[[], str | None]
     write_watch: WriteWatch
     sessions: Sequence[Session]
     subscribers: Mapping[str, Subscriber]
@@ -86,6 +88,7 @@ class StatusReporter:
         sink = self.sink.stats
         commands = self.commands()
         quarantine = await self._quarantine()
+        journal = self.journal()
         return {
             "worker_id": self.worker_id,
             "boot_id": self.boot_id,
@@ -95,6 +98,8 @@ class StatusReporter:
             "ready": not problems,
             "problems": problems,
             "broker": {s.role: {"connected": s.connected, "version": s.version} for s in self.sessions},
+            # It keeps nobody's events from him, so it is no reason not to be ready.
+            "journal": {"up": journal is None, "reason": journal},
             "scenarios": {name: await self._scenario(name) for name in self.scenarios},
             # Of the whole store.
             "quarantine": quarantine,
@@ -116,6 +121,7 @@ class StatusReporter:
                 **{f"quarantine_{name}": quarantine[name] for name in _ROOM_COUNTED if name in quarantine},
                 "events_sent": self.relay.stats.sent,
                 "events_failed": self.relay.stats.failures,
+                "journal_up": int(journal is None),
                 "outbox_waiting": self.relay.stats.waiting,
                 "outbox_oldest_seconds": 0 if oldest is None else max(0, now_ms - oldest) / 1000,
                 "projection_lag_seconds": self.projector.stats.lag_ms / 1000,

@@ -1,6 +1,7 @@
 """The broker dies, stops, throws everybody out, loses a queue, runs out of memory (T4, T14): nothing confirmed is lost.
 
 One worker lives through all of it, and stores a fresh message within 10 s of the first connection that is let in again.
+It learns all the time; what it has to tell meanwhile waits, and comes out.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.faults.invariants import FRESH_STORED, compare, fresh_is_stored, settled
+from tests.faults.invariants import FRESH_STORED, compare, events_match, fresh_is_stored, quiet, settled
 from tests.faults.mortal_broker import MortalBroker, mortal_broker
 from tests.faults.oracle import UNCONFIRMED, Oracle
 from tests.faults.store_state import damage, doubles, opened
 from tests.faults.watch import watching
-from tests.integration.foreign_node import depth, node_at
+from tests.integration.foreign_node import depth, journal_at, node_at, service_at
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
@@ -36,6 +37,8 @@ class Trial:
         self.oracle = oracle
         self.scenario = worker.scenarios[0]
         self.recoveries: list[tuple[str, float]] = []
+        #: Times (Unix ms) at which the broker took nothing, and an event waited.
+        self.away: list[float] = []
 
     async def feed(self, stopping: asyncio.Event) -> None:
         """A batch ten times a second, on a new connection whenever the old one is gone."""
@@ -74,6 +77,8 @@ class Trial:
         async with self.load():
             stored = (await self.worker.scenario_status())["records_received"]
             await until(self.worker.scenario_status, lambda status: status["records_received"] > stored + 20)
+            # Its event is made while the broker is away.
+            await until(self.worker.scenario_status, lambda status: bool(status["training_running"]))
             # Held still for a moment, so that it has in hand what it has not acknowledged.
             self.worker.send(signal.SIGSTOP)
             await asyncio.sleep(0.5)
@@ -81,9 +86,15 @@ class Trial:
             self.worker.send(signal.SIGCONT)
             problems = await until(self.worker.problems, within=5)
             assert any(self.scenario in problem for problem in problems or [])
+            await self.has_to_tell()
             since = await self.broker.start()
             await self.recovers(by, since)
         assert self.worker.running
+
+    async def has_to_tell(self) -> None:
+        """Until an event waits in the outbox, as it must."""
+        await until(self.worker.status, lambda status: status["counters"]["outbox_waiting"] > 0)
+        self.away.append(time.time() * 1000)
 
     async def throws_everybody_out(self) -> None:
         """`close_all_connections`, under load."""
@@ -108,7 +119,7 @@ class Trial:
             await self.recovers("queue deleted", since)
 
     async def runs_out_of_memory(self) -> None:
-        """An alarm stops publishers, not consumers: what is in the queue is stored, and nothing hangs."""
+        """An alarm stops publishers, not consumers: what is in the queue is stored and learnt, and nothing hangs."""
         async with node_at(self.broker.url) as node:
             await self.oracle.resend(node)
             await settled(self.worker, self.oracle, node)
@@ -118,27 +129,31 @@ class Trial:
             self.worker.send(signal.SIGCONT)
             try:
                 await settled(self.worker, self.oracle, node, within=FRESH_STORED)
+                await self.has_to_tell()
                 assert await self.worker.problems() == []
             finally:
                 await self.broker.control("set_vm_memory_high_watermark", "0.4")
         await self.recovers("memory alarm", time.monotonic())
 
     async def holds(self) -> None:
-        """Everything that was confirmed is stored once, byte for byte, and nothing else; the worker ends well.
-
-        Events are no part of it: RabbitMQ 3.10.8 loses a stream, as the journal is one, for good at kill -9 (measured:
-        "down or inaccessible", to be declared and deleted no more), and confirms nothing that is routed to it then.
-        """
+        """Everything that was confirmed is stored once, byte for byte, and nothing else; every event came out (I5)."""
         async with node_at(self.broker.url) as node:
             await self.oracle.resend(node)
             await settled(self.worker, self.oracle, node)
             for queue in (f"swarm.records.{self.scenario}", f"swarm.dead.{self.scenario}"):
                 assert await depth(node, queue) == 0
+        await quiet(self.worker)
         assert await self.worker.stop(within=30) == 0
         assert compare(self.oracle, self.scenario, await self.worker.exported()) == ([], [], [])
         with opened(self.worker) as store:
             assert damage(store) == []
             assert doubles(store) == []
+            for at in self.away:
+                waited = "SELECT count(*) FROM outbox WHERE created_at_ms <= ? AND sent_at_ms > ?"
+                assert store.execute(waited, (at, at)).fetchone()[0], "no event waited, so nothing was shown"
+            for listening in (journal_at(self.broker.url), service_at(self.broker.url)):
+                async with listening as ears:
+                    await events_match(store, self.scenario, ears)
 
 
 async def test_a_broker_that_dies_stops_forgets_and_swells_costs_nothing_that_was_confirmed(
@@ -146,7 +161,9 @@ async def test_a_broker_that_dies_stops_forgets_and_swells_costs_nothing_that_wa
 ) -> None:
     """Three kills, a clean restart, two queues lost, everybody thrown out twice, an alarm."""
     async with mortal_broker() as broker:
-        worker = new_worker(scenario, amqp_url=broker.url)
+        async with service_at(broker.url):
+            pass  # it has its queue, and goes away
+        worker = new_worker(scenario, amqp_url=broker.url, trigger="count(20)")
         await worker.start()
         trial = Trial(broker, worker, oracle)
         async with watching(worker) as watch:
@@ -161,6 +178,6 @@ async def test_a_broker_that_dies_stops_forgets_and_swells_costs_nothing_that_wa
             await trial.holds()
     print(trial.recoveries, f"starts took {broker.start_seconds}")  # noqa: T201 - pytest shows it on failure
     assert worker.starts == 1
-    assert len(trial.recoveries) == 9
+    assert (len(trial.recoveries), len(trial.away)) == (9, 5)
     assert watch.redelivered > 0
     assert oracle.copies["resent"] > 0

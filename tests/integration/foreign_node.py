@@ -228,3 +228,24 @@ async def journal_at(url: str) -> AsyncIterator[Ears]:
 
         await queue.consume(take, arguments={"x-stream-offset": "first"})
         yield ears
+
+
+@asynccontextmanager
+async def service_at(url: str) -> AsyncIterator[Ears]:
+    """A service with a durable queue of its own, which fills while it is away."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=100)
+        exchange = await channel.declare_exchange("swarm.learning", aio_pika.ExchangeType.TOPIC, durable=True)
+        queue = await channel.declare_queue(
+            "swarm.learning.sub.tester", durable=True, arguments={"x-queue-type": "quorum"}
+        )
+        await queue.bind(exchange, "learning.#")
+        ears = Ears()
+
+        async def take(message: AbstractIncomingMessage) -> None:
+            ears.hear(message)
+            await message.ack()
+
+        await queue.consume(take)
+        yield ears

@@ -78,6 +78,10 @@ class RabbitPublisher:
         else:
             self._missing = False
 
+    def doubt(self) -> None:
+        """Declare again what `restore` declares, before the next publish."""
+        self._missing = True
+
     async def publish(self, message: OutgoingMessage, *, mandatory: bool = True, timeout: float = 10.0) -> None:
         """Send and wait for the confirm. Raises `PublishFailed`, whose `reason` says what happened.
 

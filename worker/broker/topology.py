@@ -35,6 +35,8 @@ _JOB_TTL_MS = 15 * 60 * 1000
 _CONTROL_EXPIRES_MS = 5 * 60 * 1000
 #: People who look into a dead queue return what they looked at; 4.x would drop it after 20 looks.
 _DEAD_DELIVERY_LIMIT = 1000
+#: What RabbitMQ says of a queue that exists where it cannot be reached.
+_DOWN = "is down or inaccessible"
 
 
 def records_queue(scenario: str) -> str:
@@ -95,13 +97,14 @@ def exchanges() -> list[Exchange | Queue]:
 
 
 def shared_objects() -> list[Exchange | Queue]:
-    """What all scenarios share: the exchanges, and the journal that keeps every event.
+    """What all scenarios share: the exchanges, and the journal that keeps every event."""
+    return [*exchanges(), *journal_objects()]
 
-    The journal apart, since a stream may stay away after its broker is back: kill -9 of RabbitMQ 3.10.8 in the second
-    in which it was declared left it "down or inaccessible" for good (measured), and records must come in all the same.
-    """
+
+def journal_objects() -> list[Exchange | Queue]:
+    """The journal apart, which may be down for good where all else is well: see `event_publisher`."""
     journal = {"x-queue-type": "stream", "x-max-age": "30D"}
-    return [*exchanges(), Queue(name=LEARNING_JOURNAL, arguments=journal, bindings=[(LEARNING_EXCHANGE, "#")])]
+    return [Queue(name=LEARNING_JOURNAL, arguments=journal, bindings=[(LEARNING_EXCHANGE, "#")])]
 
 
 def scenario_objects(scenario: str) -> list[Exchange | Queue]:
@@ -234,6 +237,8 @@ class _Declarer:
         try:
             await self._call(lambda channel: self._declare(channel, item, passive=True))
         except ChannelNotFoundEntity as error:
+            if _DOWN in describe(error):
+                raise
             raise BrokerRefused(
                 f"{kind} {item.name!r} does not exist; create it (deploy/rabbitmq has the definitions) "
                 "or let the worker do so: SWARM_TOPOLOGY=auto and permission to configure ^swarm\\."

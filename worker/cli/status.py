@@ -89,6 +89,9 @@ def _show(report: dict[str, Any]) -> None:
     if "worker_id" in report:
         state = "ready" if report["ready"] else "not ready: " + "; ".join(report["problems"])
         _say(f"{report['worker_id']} {report['version']}, up since {when(report['started_at_ms'])}, {state}\n")
+        journal = report.get("journal", {})
+        if not journal.get("up", True):
+            _say(f"The journal of events is down, they go out without it: {journal['reason']}\n")
     table(
         "Scenarios",
         ("scenario", "records", "sessions", "episodes", "quarantined", "trainings", "applied", "last training"),

@@ -60,6 +60,7 @@ _WORKER_GAUGES = (
     ("swarm_quarantine_bytes", "quarantine_bytes", "Bytes in quarantine, bounded by SWARM_QUARANTINE_BYTES."),
     ("swarm_quarantine_file_bytes", "quarantine_file_bytes", "Bytes of the files that entries moved out into."),
     ("swarm_in_flight_messages", "in_flight", "Messages taken and not settled."),
+    ("swarm_journal_up", "journal_up", "1 unless swarm.learning.journal was found down when an event was to be sent."),
     ("swarm_outbox_waiting", "outbox_waiting", "Events not confirmed yet."),
     ("swarm_outbox_oldest_seconds", "outbox_oldest_seconds", "Age of the oldest event not confirmed yet."),
     ("swarm_projection_lag_seconds", "projection_lag_seconds", "How far the projector is behind the log."),
