@@ -238,6 +238,21 @@ async def test_a_worker_with_the_rights_of_another_ends_with_78_and_says_what_it
     assert "permission to configure ^swarm" in poor.log_tail()
 
 
+async def test_check_tells_what_a_user_may_not(
+    door: Door, worker: WorkerProcess, tmp_path: Path, command_line: CommandLine
+) -> None:
+    """Where every object is there already, so that nothing fails until records ought to come."""
+    poor = WorkerProcess(tmp_path, "checkout", command_line=command_line, amqp_url=door.url("node-checkout"))
+    found = (await poor.cli("check", "--json", code=78)).json["findings"]
+    (told,) = (finding["detail"] for finding in found if not finding["good"])
+    assert "read from swarm.records.checkout" in told
+    assert "write to swarm.learning" in told
+    assert "write to amq.default" in told
+    assert "write to swarm.records" not in told
+    rich = WorkerProcess(tmp_path, "checkout", command_line=command_line, amqp_url=door.url("worker"))
+    assert (await rich.cli("check", "--json")).json["good"]
+
+
 async def test_records_without_a_user_or_of_anothers_producer_are_quarantined(
     door: Door, worker: WorkerProcess
 ) -> None:

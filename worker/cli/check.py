@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from worker.app import WorkerBuilder
 from worker.broker.faults import BROKER_ERRORS, describe
+from worker.broker.permissions import missing_permissions
 from worker.broker.session import Session
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
 from worker.broker.url import broker_url
@@ -125,6 +126,12 @@ async def _store(settings: Settings) -> Finding:
     return Finding(what="store", good=True, detail=", ".join(f"{key} {value}" for key, value in facts.items()))
 
 
+def _permissions(scenario: str, missing: list[str]) -> Finding:
+    cure = "; give the user of SWARM_AMQP_URL these permissions, deploy/rabbitmq/definitions.json has them"
+    detail = f"may not {', nor '.join(missing)}{cure}" if missing else "may read and write what a worker must"
+    return Finding(what=f"permissions for {scenario}", good=not missing, detail=detail)
+
+
 async def _broker(settings: Settings) -> AsyncIterator[Finding]:
     try:
         url = broker_url(settings)
@@ -138,8 +145,9 @@ async def _broker(settings: Settings) -> AsyncIterator[Finding]:
         for scenario in settings.scenarios:
             try:
                 await ensure_topology(session, [*shared_objects(), *scenario_objects(scenario)], settings.topology)
-                detail = "its objects are there, equal to what is needed"
+                detail = "there, equal to what is needed"
                 yield Finding(what=f"broker objects of {scenario}", good=True, detail=detail)
+                yield _permissions(scenario, await missing_permissions(session, scenario))
             except (WorkerError, *BROKER_ERRORS) as error:
                 detail = str(error) if isinstance(error, WorkerError) else describe(error)
                 yield Finding(what=f"broker objects of {scenario}", good=False, detail=detail)
