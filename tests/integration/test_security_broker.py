@@ -231,8 +231,8 @@ async def test_a_worker_does_its_whole_job_with_a_workers_rights(
 async def test_a_worker_with_the_rights_of_another_ends_with_78_and_says_what_it_lacks(
     door: Door, tmp_path: Path, command_line: CommandLine
 ) -> None:
-    """No loop of attempts: no retry gives it a permission."""
-    poor = WorkerProcess(tmp_path, "search", command_line=command_line, amqp_url=door.url("node-checkout"))
+    """No loop of attempts: no retry gives it a permission. Of a scenario whose queues no other test has made."""
+    poor = WorkerProcess(tmp_path, "unmade", command_line=command_line, amqp_url=door.url("node-checkout"))
     await poor.start(ready=False)
     assert await poor.wait() == 78
     assert "permission to configure ^swarm" in poor.log_tail()
