@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,10 @@ class Worker:
         await self._drained.wait()
         return self._nothing_left
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Holds the data directory; `ConfigurationError` where another worker does."""
+        return _alone_in(self.settings.data_dir)
+
     async def run(self) -> None:
         """Bring up, serve until `request_stop`, drain."""
         sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -120,7 +124,7 @@ class Worker:
             await parts.store.open()
             stack.push_async_callback(parts.store.close)
             stack.push_async_callback(parts.applicator.close)
-            stack.enter_context(_alone_in(self.settings.data_dir))
+            stack.enter_context(self.alone())
             await parts.registry.clean_up(self.settings.scenarios)
             for session in parts.sessions:
                 stack.push_async_callback(session.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -88,6 +89,12 @@ class _Nothing:
         return {}
 
 
+class _Worker(Worker):
+    def alone(self) -> AbstractContextManager[None]:
+        """A lock of the machine's: it would not end with a simulated process, nor know the simulated directories."""
+        return nullcontext()
+
+
 class Node:
     """A worker in a process of its own."""
 
@@ -121,7 +128,7 @@ class Node:
         self.control: SimulatedControl | None = None
         self.intake: Intake | None = None
         boot = f"b{process.boot}"
-        worker = self.worker = Worker(_settings(), self._assemble, boot_id=boot)
+        worker = self.worker = _Worker(_settings(), self._assemble, boot_id=boot)
         self.task: asyncio.Task[None] = process.context.run(loop.create_task, worker.run())
 
     def cut(self) -> None:

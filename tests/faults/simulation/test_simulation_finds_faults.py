@@ -10,6 +10,9 @@ import pytest
 from tests.faults.simulation import mutants
 from tests.faults.simulation.pilot import a_flight
 
+# What a killed process had open nobody closes here; in the world the kernel does.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 #: Flights within which each must be found; most are in the first few.
 MOST_FLIGHTS = 80
 

@@ -18,6 +18,9 @@ import pytest
 
 from tests.faults.simulation.pilot import a_flight
 
+# What a killed process had open nobody closes here; in the world the kernel does.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 STEPS = 60
 #: Fresh flights; a nightly run sets some thousands.
 FLIGHTS = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "250"))

@@ -27,6 +27,9 @@ from tests.faults.simulation.pilot import COMMANDS, NAMES, Flight, a_flight
 from tests.faults.simulation.traffic import KINDS
 from worker.wire.commands import Resume, Shutdown
 
+# What a killed process had open nobody closes here; in the world the kernel does.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 EXAMPLES = int(os.environ.get("SWARM_SIMULATION_EXAMPLES", "250"))
 STEPS = 60
 
