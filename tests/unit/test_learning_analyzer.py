@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from tests.unit.training_world import count_rows
 from worker.learning.action_order import LearnedActionOrder, PlacedGraph
 from worker.learning.advice import Advice
-from worker.learning.analyzer import AnalysisInput, EndedSession, NothingToLearn, OfflineAnalyzer, count_rows
+from worker.learning.analyzer import AnalysisInput, EndedSession, NothingToLearn, OfflineAnalyzer
 from worker.learning.counts import CountKey, Counts
 from worker.learning.offline_model import (
     MOST_TRANSITIONS,

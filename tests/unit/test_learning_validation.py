@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from worker.learning.analyzer import AnalysisInput, OfflineAnalyzer, count_rows
+from tests.unit.training_world import count_rows
+from worker.learning.analyzer import AnalysisInput, OfflineAnalyzer
 from worker.learning.counts import CountKey, Counts
 from worker.learning.heldout import HeldOut, evaluate_on_holdout, logged_on_holdout
 from worker.learning.offline_model import OfflineModel

@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 from msgspec.structs import replace
 
-from tests.unit.training_world import World, opened, some_counts, worker_over
+from tests.unit.training_world import World, count_rows, opened, some_counts, worker_over
 from worker.errors import ApplyFailed, NotFound
-from worker.learning.analyzer import AnalysisInput, OfflineAnalyzer, count_rows
+from worker.learning.analyzer import AnalysisInput, OfflineAnalyzer
 from worker.learning.offline_model import OfflineModel, encode
 from worker.learning.validation import Verdict
 from worker.models.applicators.files import FilesApplicator

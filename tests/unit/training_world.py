@@ -18,8 +18,8 @@ from worker.clock import SystemClock
 from worker.durable import make_private_directory
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
-from worker.learning.analyzer import AnalysisInput, count_rows
-from worker.learning.counts import CountKey, Counts
+from worker.learning.analyzer import AnalysisInput
+from worker.learning.counts import CountKey, CountRow, Counts
 from worker.learning.offline_model import Window
 from worker.models.announce import Announcer
 from worker.models.applicators.noop import NoopApplicator
@@ -73,6 +73,11 @@ def some_counts(*, successes: int = 40) -> Counts:
     counts[CountKey("log", "episodes.success", ())] = successes
     counts[CountKey("log", "episodes.failure", ())] = 22
     return counts
+
+
+def count_rows(counts: Counts) -> list[CountRow]:
+    """Counts as rows, sorted."""
+    return sorted((key.source, key.measure, key.names, number) for key, number in counts.items() if number)
 
 
 def given_input(*, run_id: str, scenario: str = "S", empty: bool = False, successes: int = 40) -> TrainingInput:

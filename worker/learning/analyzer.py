@@ -75,11 +75,6 @@ class NothingToLearn(Struct, frozen=True):
     reason: str
 
 
-def count_rows(counts: Counts) -> list[CountRow]:
-    """Counts as rows, sorted."""
-    return sorted((key.source, key.measure, key.names, number) for key, number in counts.items() if number)
-
-
 class OfflineAnalyzer:
     """The analysis of one input: `analyze` for all of it, the other methods for its parts.
 
