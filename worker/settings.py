@@ -22,33 +22,18 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from worker import crash
-from worker.durations import parse_milliseconds
 from worker.episodes.rules import TERMINAL_ACTIONS
 from worker.errors import ConfigurationError
 from worker.hosts import is_loopback
+from worker.lora_settings import LoraSettings
+from worker.setting_types import CommaList, Duration, PositiveDuration
 from worker.wire.commands import COMMANDS
 from worker.wire.names import RESERVED_SCENARIO, SLUG
 
 _PRODUCER_PATTERN = re.compile(r"[A-Za-z0-9_*-]{1,64}")
-
-
-def parse_duration(value: object) -> float:
-    """Seconds from `10s`, `250ms`, `15m`, `1h`, `1h30m`, `2d` or a plain number of seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    text = str(value).strip()
-    if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text):
-        return float(text)
-    return parse_milliseconds(text) / 1000
-
-
-def _split_commas(value: object) -> object:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
 
 
 def _parse_object(value: object) -> object:
@@ -72,10 +57,6 @@ def default_worker_id() -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:48].strip("-_") or "worker"
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
-PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
-CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
-
 CrashPoint = Annotated[str, AfterValidator(crash.checked)]
 
 #: The built-in learn models. The first one that runs says how an episode ended, to the quality and drift triggers.
@@ -96,7 +77,7 @@ class ScenarioOptions(BaseModel):
     system_prompt: str | None = None
 
 
-class Settings(BaseSettings):
+class Settings(LoraSettings):
     """All settings. The description of each is its help text."""
 
     model_config = SettingsConfigDict(env_prefix="SWARM_", env_file=".env", extra="ignore", frozen=True)

@@ -10,7 +10,8 @@ from worker.cli.commands import train_now
 from worker.cli.describe import masked
 from worker.cli.run import run
 from worker.errors import ConfigurationError
-from worker.settings import Settings, load_settings, parse_duration, unknown_variables
+from worker.setting_types import parse_duration
+from worker.settings import Settings, load_settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ import orjson
 from pydantic import BeforeValidator, SecretStr
 
 from worker.durations import duration_text
-from worker.settings import Settings, parse_duration
+from worker.setting_types import parse_duration
+from worker.settings import Settings
 
 _PLAIN = {int: "NUMBER", float: "NUMBER", bool: "true|false"}
 #: Defaults that are made where the worker runs.
