@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.errors import DataRefused, LeaseLost, NotFound
-from worker.store.port import Deployment, Model, Run, StoredCommand, TriggerState
+from worker.store.port import Deployment, Model, Run, StoredCommand, TriggerState, trigger_key
 
 ENDED = frozenset({"trained", "failed", "skipped"})
 
@@ -72,7 +72,7 @@ def check_belongs(run: Run, model: Model | None, trigger_state: TriggerState | N
             f"model {model.model_id} names run {model.run_id} of scenario {model.scenario}, but it is run {run.run_id} "
             f"of scenario {run.scenario} that ends; give the model the run's own"
         )
-    if trigger_state is not None and trigger_state.scenario != run.scenario:
+    if trigger_state is not None and trigger_state.scenario != trigger_key(run.scenario, run.kind):
         raise DataRefused(
             f"run {run.run_id} of scenario {run.scenario} cannot move the trigger of scenario {trigger_state.scenario}"
         )

@@ -14,7 +14,17 @@ from msgspec.structs import replace
 from worker.store import ledger_rules as rules
 from worker.store.ledger_rows import kept
 from worker.store.memory.state import Role, State
-from worker.store.port import Deployment, Model, OutboxEvent, Run, RunState, StoredCommand, TriggerState
+from worker.store.port import (
+    Deployment,
+    Model,
+    ModelKind,
+    OutboxEvent,
+    Run,
+    RunState,
+    StoredCommand,
+    TriggerState,
+    alias_of,
+)
 
 S = TypeVar("S", bound=Struct)
 
@@ -146,7 +156,7 @@ class Ledger(Role):
                 model, known=self._models.get(model.model_id), newest_version=self._newest_version(model.scenario)
             )
             self._models[model.model_id] = kept(model)
-            self._aliases.setdefault(model.scenario, {})["candidate"] = model.model_id
+            self._aliases.setdefault(model.scenario, {})[alias_of("candidate", model.kind)] = model.model_id
         stored.state, stored.ended_at_ms = run.state, max(ended_at_ms, stored.started_at_ms or 0)
         stored.progress, stored.progress_text = run.progress, run.progress_text
         stored.reason, stored.model_id = run.reason, run.model_id
@@ -205,8 +215,11 @@ class Ledger(Role):
 
     # ------------------------------------------------------------ models
 
-    async def models(self, scenario: str, *, limit: int = 100) -> list[Model]:
-        return self._newest((model for model in self._models.values() if model.scenario == scenario), limit)
+    async def models(self, scenario: str, *, kind: ModelKind | None = None, limit: int = 100) -> list[Model]:
+        return self._newest(
+            (model for model in self._models.values() if model.scenario == scenario and kind in (None, model.kind)),
+            limit,
+        )
 
     async def model(self, model_id: str) -> Model | None:
         return self._copy(self._models.get(model_id))
@@ -237,8 +250,15 @@ class Ledger(Role):
             self._state.facts(scenario).models_applied += 1
         self._queue(events)
 
-    async def deployments(self, scenario: str, *, limit: int = 100) -> list[Deployment]:
-        return self._newest((row for row in self._deployments.values() if row.scenario == scenario), limit)
+    async def deployments(self, scenario: str, *, kind: ModelKind | None = None, limit: int = 100) -> list[Deployment]:
+        return self._newest(
+            (
+                row
+                for row in self._deployments.values()
+                if row.scenario == scenario and kind in (None, self._models[row.model_id].kind)
+            ),
+            limit,
+        )
 
     def _newest_version(self, scenario: str) -> int:
         return max((model.version for model in self._models.values() if model.scenario == scenario), default=0)

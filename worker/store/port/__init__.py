@@ -14,7 +14,7 @@ from typing import Protocol
 
 from worker.store.port.commands import CommandLedger, StoredCommand
 from worker.store.port.damage import DamagedRow, DamageFound
-from worker.store.port.facts import Facts, RollingOutcomes, ScenarioFacts, TriggerState
+from worker.store.port.facts import Facts, RollingOutcomes, ScenarioFacts, TriggerState, trigger_key
 from worker.store.port.log import (
     Duplicate,
     Incoming,
@@ -29,7 +29,7 @@ from worker.store.port.log import (
     Verdict,
 )
 from worker.store.port.maintenance import Maintenance
-from worker.store.port.models import Deployment, Model, ModelRegistry
+from worker.store.port.models import Deployment, Model, ModelKind, ModelRegistry, alias_of
 from worker.store.port.outbox import Outbox, OutboxEvent
 from worker.store.port.projections import (
     EpisodeFilter,
@@ -63,6 +63,7 @@ __all__ = [
     "IncomingReject",
     "Maintenance",
     "Model",
+    "ModelKind",
     "ModelRegistry",
     "Outbox",
     "OutboxEvent",
@@ -88,4 +89,6 @@ __all__ = [
     "StoredRecord",
     "TriggerState",
     "Verdict",
+    "alias_of",
+    "trigger_key",
 ]

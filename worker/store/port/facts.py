@@ -6,6 +6,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from worker.store.port.models import ModelKind
+
 
 class ScenarioFacts(Struct, kw_only=True):
     """What is stored of one scenario, as plain numbers that cost the same however much is stored."""
@@ -37,10 +39,18 @@ class RollingOutcomes(Struct, frozen=True):
     avg_score: float
 
 
-class TriggerState(Struct, kw_only=True):
-    """What a scenario's trigger remembers across restarts."""
+def trigger_key(scenario: str, kind: ModelKind) -> str:
+    """Under which name a trigger's memory is kept: each kind of training has its own watermark and back-off.
 
-    scenario: str
+    That of offline trainings is the scenario's own name; no scenario has a name like the others (a dot is in it).
+    """
+    return scenario if kind == "offline" else f"{scenario}.{kind}"
+
+
+class TriggerState(Struct, kw_only=True):
+    """What a scenario's trigger remembers across restarts, of one kind of training."""
+
+    scenario: str  # or what `trigger_key` makes of it
     #: Facts at the start of the last successful run; None: never trained.
     trained_upto: int | None = None  # batch_no, the watermark
     trained_episodes: int = 0

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
 from worker.store.port.outbox import OutboxEvent
+
+#: What is learnt: statistics and exploration, or an adapter for the language model.
+ModelKind: TypeAlias = Literal["offline", "lora"]
+
+
+def alias_of(name: Literal["champion", "candidate", "previous"], kind: ModelKind) -> str:
+    """The alias by which a scenario knows a model of this kind: `champion`, or of an adapter `lora-champion`."""
+    return name if kind == "offline" else f"{kind}-{name}"
 
 
 class Model(Struct, kw_only=True):
@@ -16,7 +24,7 @@ class Model(Struct, kw_only=True):
     model_id: str  # content hash, 32 hex digits
     scenario: str
     version: int  # 1, 2, ... per scenario
-    kind: Literal["offline", "lora"]
+    kind: ModelKind
     run_id: str
     created_at_ms: int
     uri: str  # file:///.../models/<scenario>/<version>
@@ -47,8 +55,8 @@ class Deployment(Struct, kw_only=True):
 class ModelRegistry(Protocol):
     """Immutable versions, aliases that point at them, and the log of what was live when."""
 
-    async def models(self, scenario: str, *, limit: int = 100) -> list[Model]:
-        """Newest first."""
+    async def models(self, scenario: str, *, kind: ModelKind | None = None, limit: int = 100) -> list[Model]:
+        """Newest first; of one kind, or of all."""
         ...
 
     async def model(self, model_id: str) -> Model | None:
@@ -56,7 +64,7 @@ class ModelRegistry(Protocol):
         ...
 
     async def aliases(self, scenario: str) -> dict[str, str]:
-        """Alias (`champion`, `candidate`, `previous`) to model id."""
+        """Alias (`champion`, `candidate`, `previous`, and each as `alias_of` names it for adapters) to model id."""
         ...
 
     async def deploy(
@@ -69,6 +77,6 @@ class ModelRegistry(Protocol):
         """
         ...
 
-    async def deployments(self, scenario: str, *, limit: int = 100) -> list[Deployment]:
-        """Newest first."""
+    async def deployments(self, scenario: str, *, kind: ModelKind | None = None, limit: int = 100) -> list[Deployment]:
+        """Newest first; of models of one kind, or of all."""
         ...

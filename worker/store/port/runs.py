@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from worker.store.port.facts import TriggerState
-from worker.store.port.models import Model
+from worker.store.port.models import Model, ModelKind
 from worker.store.port.outbox import OutboxEvent
 
 RunState: TypeAlias = Literal["queued", "running", "trained", "failed", "skipped"]
@@ -19,7 +19,7 @@ class Run(Struct, kw_only=True):
 
     run_id: str
     scenario: str
-    kind: Literal["offline", "lora"]
+    kind: ModelKind
     state: RunState
     trigger: dict[str, Any]  # {"kind": "...", "values": {...}, "by": "..."}
     window_lo: int  # first batch_no not seen by the run before
@@ -82,7 +82,7 @@ class RunLedger(Protocol):
         trigger_state: TriggerState | None,
         events: Sequence[OutboxEvent],
     ) -> None:
-        """End a run, register its model (as alias `candidate`), move the watermark, queue the events: one transaction.
+        """End a run, register its model (as its kind's candidate), move the watermark, queue the events: one transaction.
 
         Raises `LeaseLost`, without any effect, where `run.epoch` is not the epoch of `lease` or the run is not running.
         """

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from worker.store import ledger_rules as rules
 from worker.store.ledger_rows import to_row
-from worker.store.port import Deployment, Model, OutboxEvent
+from worker.store.port import Deployment, Model, ModelKind, OutboxEvent, alias_of
 from worker.store.sqlite.ledger_query import SQL, add_events, change, select, select_one, value
 from worker.store.sqlite.role import Role, scenario_number
 
@@ -15,9 +15,9 @@ from worker.store.sqlite.role import Role, scenario_number
 class ModelRegistry(Role):
     """`worker.store.port.ModelRegistry` on SQLite."""
 
-    async def models(self, scenario: str, *, limit: int = 100) -> list[Model]:
+    async def models(self, scenario: str, *, kind: ModelKind | None = None, limit: int = 100) -> list[Model]:
         return await self._database.read(
-            lambda connection: select(connection, Model, "models", scenario=scenario, limit=limit)
+            lambda connection: select(connection, Model, "models", scenario=scenario, kind=kind, limit=limit)
         )
 
     async def model(self, model_id: str) -> Model | None:
@@ -49,9 +49,9 @@ class ModelRegistry(Role):
 
         await self._database.write(write)
 
-    async def deployments(self, scenario: str, *, limit: int = 100) -> list[Deployment]:
+    async def deployments(self, scenario: str, *, kind: ModelKind | None = None, limit: int = 100) -> list[Deployment]:
         return await self._database.read(
-            lambda connection: select(connection, Deployment, "deployments", scenario=scenario, limit=limit)
+            lambda connection: select(connection, Deployment, "deployments", scenario=scenario, kind=kind, limit=limit)
         )
 
 
@@ -60,7 +60,10 @@ def register_model(connection: sqlite3.Connection, model: Model) -> None:
     newest = int(value(connection, "newest_version", scenario=model.scenario))
     rules.check_new_model(model, known=_model(connection, model.model_id), newest_version=newest)
     change(connection, "insert_model", **to_row(model))
-    change(connection, "set_alias", scenario=model.scenario, alias="candidate", model_id=model.model_id)
+    change(
+        connection, "set_alias", scenario=model.scenario, alias=alias_of("candidate", model.kind),
+        model_id=model.model_id,
+    )  # fmt: skip
 
 
 def _model(connection: sqlite3.Connection, model_id: str) -> Model | None:

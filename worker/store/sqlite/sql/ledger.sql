@@ -142,7 +142,7 @@ SELECT * FROM model WHERE model_id = :model_id;
 SELECT coalesce(max(version), 0) FROM model WHERE scenario = :scenario;
 
 -- models --
-SELECT * FROM model WHERE scenario = :scenario ORDER BY version DESC LIMIT :limit;
+SELECT * FROM model WHERE scenario = :scenario AND (:kind IS NULL OR kind = :kind) ORDER BY version DESC LIMIT :limit;
 
 -- aliases --
 SELECT alias, model_id FROM model_alias WHERE scenario = :scenario ORDER BY alias;
@@ -171,7 +171,10 @@ UPDATE deployment SET state = :state, detail = :detail, at_ms = max(:at_ms, at_m
 WHERE deployment_id = :deployment_id;
 
 -- deployments --
-SELECT * FROM deployment WHERE scenario = :scenario ORDER BY seq DESC LIMIT :limit;
+SELECT * FROM deployment
+WHERE scenario = :scenario
+    AND (:kind IS NULL OR (SELECT kind FROM model WHERE model.model_id = deployment.model_id) = :kind)
+ORDER BY seq DESC LIMIT :limit;
 
 -- insert_event --
 -- The same change told twice is one event.
