@@ -15,6 +15,8 @@ from pathlib import Path
 
 #: Not blocking: opening a named pipe would wait for somebody who writes to it, for ever.
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: What a full disk, or a quota that is used up, says.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -179,7 +179,9 @@ class Settings(LoraSettings):
     max_history: int = Field(5, ge=1, description="models kept for rollback")
 
     # -- control, health, logs
-    control_key: SecretStr | None = Field(None, description="HMAC key; with it unsigned commands are refused")
+    control_key: SecretStr | None = Field(
+        None, description="HMAC key as id:secret; with it unsigned commands are refused"
+    )
     disabled_commands: CommaList = Field(
         (), description="commands that this worker never obeys, such as shutdown,replay-quarantine"
     )

@@ -94,3 +94,15 @@ async def test_replays_that_changed_nothing_are_counted(store: Store) -> None:
     await store.quarantine_mark_refused([first.entry_id])
     await store.quarantine_mark_refused([first.entry_id, second.entry_id, 999])
     assert [entry.replays for entry in await quarantined(store)] == [2, 1]
+
+
+async def test_those_that_were_tried_least_come_first(store: Store) -> None:
+    """Else a few at a time would be the same few each time."""
+    await store.ingest([reject(b"1"), reject(b"2", scenario="T"), reject(b"3", reason="too_deep"), reject(b"4")])
+    one, two, three, four = [entry.entry_id for entry in await quarantined(store)]
+    await store.quarantine_mark_refused([one])
+    assert await store.quarantine_waiting(limit=3) == [two, three, four]
+    assert await store.quarantine_waiting("S", limit=1 << 64) == [three, four, one]
+    assert await store.quarantine_waiting("S", reason="not_json") == [four, one]
+    await store.quarantine_mark_replayed([four], NOW)
+    assert await store.quarantine_waiting("S", reason="not_json") == [one]

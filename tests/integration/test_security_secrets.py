@@ -162,6 +162,7 @@ FAILING_STARTS: dict[str, tuple[dict[str, str], int]] = {
     "no-amqp": ({"amqp_url": f"http://u:{_PASSWORD}@localhost/"}, 78),
     "plaintext-beyond": ({"amqp_url": f"amqp://u:{_PASSWORD}@broker.example/"}, 78),
     "bad-control-key": ({"control_key": f"no slug!:{_CONTROL}"}, 78),
+    "key-without-id": ({"control_key": _CONTROL}, 78),
     "two-keys-of-one-id": ({"control_key": f"a:{_CONTROL},a:{_OLD_CONTROL}"}, 78),
     "bad-webhook": ({"webhook_url": f"ftp://u:{_WEBHOOK}@h/{_WEBHOOK}"}, 78),
     "plaintext-webhook": ({"webhook_url": f"http://u:{_WEBHOOK}@webhook.example/{_WEBHOOK}"}, 78),

@@ -181,8 +181,12 @@ async def test_replaying_the_quarantine_stores_what_is_good_today(
         result = (await worker.tell("quarantine", "replay", "--scenario", scenario))["result"]
         assert result == {
             "examined": 2, "stored": 1, "duplicates": 0, "truncated": 0, "still_refused": {"bad_schema": 1},
-            "fresh_records": 5, "entries": {"1": "stored", "2": "bad_schema"},
+            "fresh_records": 5, "entries": {"1": "stored", "2": "bad_schema"}, "missing": [], "done_before": [],
         }  # fmt: skip
+        words = ("quarantine", "replay", "--scenario", scenario, "--entry", "99", "--wait", "--json")
+        nothing = await worker.cli(*words, code=1)
+        assert nothing.json["result"]["missing"] == [99]
+        assert "has no entry 99" in nothing.json["error"]
         await node.publish(scenario, good)
         await until(worker.scenario_status, lambda s: s["duplicate_batches"] == 1)
     assert len(await worker.exported()) == 5
@@ -302,7 +306,7 @@ async def test_with_a_control_key_only_signed_commands_count(
 
 async def test_a_stolen_signature_opens_nothing_else(new_worker: NewWorker, amqp_url: str, scenario: str) -> None:
     """A signed command seen on the wire and sent again does nothing again; with another body it is refused."""
-    worker = new_worker(scenario, control_key="secret")
+    worker = new_worker(scenario, control_key="ops:secret")
     await worker.start()
     async with node_at(amqp_url) as node:
         tap = await node.channel.declare_queue(exclusive=True)

@@ -240,6 +240,7 @@ async def test_without_a_broker_it_gives_up_in_bounded_time(new_worker: NewWorke
         ("amqp_url", "http://localhost", "SWARM_AMQP_URL"),
         ("store_url", "mysql://localhost/x", "SWARM_STORE_URL"),
         ("control_key", "a:,b:x", "SWARM_CONTROL_KEY"),
+        ("control_key", "abc", "SWARM_CONTROL_KEY"),
         ("learn_models", "worker_task,magic", "SWARM_LEARN_MODELS"),
         ("applicator", "webhook", "SWARM_WEBHOOK_URL"),
         ("prefetch", "100000", "SWARM_PREFETCH"),

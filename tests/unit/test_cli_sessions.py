@@ -65,6 +65,23 @@ def test_one_session_is_shown_as_a_table_a_snapshot_and_scores(folder: Path) -> 
     assert scores["contextual_scores"] == {"look->done": pytest.approx(2 / 3)}
 
 
+def test_a_session_that_sent_no_statistics_is_told_as_that(tmp_path: Path) -> None:
+    """With two actions in its facts, it said that no action was counted."""
+
+    async def fill() -> None:
+        store = open_store(f"sqlite://{tmp_path}/swarm.db", SystemClock())
+        await store.open()
+        await store.ingest([incoming(LearnStatsRecord("s-1", Raw(b"{}"), Success(1.0), 2, 2), seq=1)])
+        await store.close()
+
+    asyncio.run(fill())
+    told = ask(tmp_path, "show", "s-1", "--scenario", "S").output
+    assert "total_actions" in told
+    assert "sent no statistics" in told
+    assert "No action was counted" not in told
+    assert ask(tmp_path, "show", "s-1", "--scenario", "S", "--json").exit_code == 0
+
+
 def test_all_that_was_counted_is_shown(folder: Path) -> None:
     """Of the log where there is one; of one scenario, or of all."""
     for words in (["--scenario", "S"], ["--all"]):

@@ -63,18 +63,13 @@ class FakeStore:
                 seen=1,
             )
 
-    async def quarantine_list(
-        self, scenario: str | None, *, reason: str | None, limit: int, after: int, pending_only: bool
-    ) -> list[QuarantineEntry]:
-        assert pending_only
-        return [
+    async def quarantine_waiting(self, scenario: str | None, *, reason: str | None, limit: int | None) -> list[int]:
+        waiting = [
             entry
             for entry in self.entries.values()
-            if entry.entry_id > after
-            and scenario in (None, entry.scenario)
-            and reason in (None, entry.reason)
-            and entry.replayed_at_ms is None
-        ][:limit]
+            if scenario in (None, entry.scenario) and reason in (None, entry.reason) and entry.replayed_at_ms is None
+        ]
+        return [each.entry_id for each in sorted(waiting, key=lambda each: (each.replays, each.entry_id))[:limit]]
 
     async def quarantine_get(self, entry_id: int) -> QuarantineEntry | None:
         return self.entries.get(entry_id)
@@ -170,25 +165,40 @@ async def test_one_scenario_one_reason_or_single_entries_may_be_chosen() -> None
 
     assert (await replay(store(), scenario="S")).stored == 2
     assert (await replay(store(), reason="other")).examined == 0
-    assert (await replay(store(), entry_ids=[2, 3, 99])).stored == 2
-    assert (await replay(store(), entry_ids=[2, 3], scenario="S")).stored == 1
+    assert (await replay(store(), entry_ids=[2, 3])).stored == 2
     assert (await replay(store(), limit=2)).stored == 2
     assert (await replay(store(), entry_ids=[2, 3], limit=1)).stored == 1
 
 
-async def test_a_limit_beyond_all_entries_reads_no_more_of_them_at_once() -> None:
-    """It read the bodies of the whole quarantine into memory."""
-    store = FakeStore(*(b"bad" for _ in range(75)))
-    asked: list[int] = []
-    page = store.quarantine_list
+async def test_named_entries_that_are_not_there_and_those_that_were_replayed_before_are_told() -> None:
+    """Nothing was tried, and nothing was said of it."""
+    store = FakeStore(body(1), body(2), body(3))
+    counts = await replay(store, entry_ids=[3, 2, 99, 3], scenario="S")
+    assert (counts.stored, counts.missing, counts.done_before) == (1, [2, 99], [])
+    counts = await replay(store, entry_ids=[3, 1], scenario="S")
+    assert (counts.stored, counts.missing, counts.done_before) == (1, [], [3])
 
-    async def noted(scenario: str | None, *, limit: int, **which: Any) -> list[QuarantineEntry]:
-        asked.append(limit)
-        return await page(scenario, limit=limit, **which)
 
-    store.quarantine_list = noted  # type: ignore[method-assign]  # a fake
-    assert (await replay(store, limit=1 << 62)).examined == 75
-    assert max(asked) < 75
+async def test_a_few_at_a_time_all_get_their_turn() -> None:
+    """The oldest stayed refused, whole or cut, and a limit met them again each time."""
+    store = FakeStore(b"bad", b"bad too", body(1), body(2))
+    store.entries[1].truncated = True
+    assert (await replay(store, limit=2)).stored == 0
+    assert (await replay(store, limit=2)).stored == 2
+    assert (await replay(store, limit=1)).truncated == 1
+    assert (await replay(store, limit=1)).still_refused == {"not_json": 1}
+    assert (await replay(store, limit=1 << 64)).examined == 2
+
+
+async def test_what_was_moved_out_meanwhile_is_passed_over() -> None:
+    store = FakeStore(body(1), b"bad")
+    get = store.quarantine_get
+
+    async def moved(entry_id: int) -> QuarantineEntry | None:
+        return None if entry_id == 1 else await get(entry_id)
+
+    store.quarantine_get = moved  # type: ignore[method-assign]  # a fake
+    assert (await replay(store)).examined == 1
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

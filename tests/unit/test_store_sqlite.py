@@ -210,10 +210,9 @@ async def test_a_backup_that_cannot_be_written_blames_the_copy_and_leaves_nothin
     store: SqliteStore, tmp_path: Path
 ) -> None:
     """It said that the store was not available, and to make the directory of SWARM_STORE_URL writable."""
-    for target in (Path("/proc/none/copy.db"), tmp_path / "a file" / "copy.db"):
-        (tmp_path / "a file").touch()
-        with pytest.raises(ConfigurationError, match=rf"the copy {target} cannot be written \(.*\); name a file"):
-            await store.backup(target)
+    target = Path("/proc/copy.db")
+    with pytest.raises(ConfigurationError, match=rf"the copy {target} cannot be written \(.*\); name a file"):
+        await store.backup(target)
     for number in range(20):
         await put(store, number, size=20_000)
     (tmp_path / "there").mkdir()
@@ -225,6 +224,15 @@ async def test_a_backup_that_cannot_be_written_blames_the_copy_and_leaves_nothin
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "there").iterdir()) == []
+
+
+async def test_a_backup_makes_no_directory(store: SqliteStore, tmp_path: Path) -> None:
+    """A mistyped path became one, and the backup lay where nobody looked for it."""
+    (tmp_path / "a file").touch()
+    for target in (tmp_path / "nodir" / "deep" / "copy.db", tmp_path / "a file" / "copy.db"):
+        with pytest.raises(ConfigurationError, match=f"there is no directory {target.parent}; make it"):
+            await store.backup(target)
+    assert not (tmp_path / "nodir").exists()
 
 
 async def test_the_store_describes_itself(store: SqliteStore, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -276,6 +277,28 @@ async def test_a_directory_that_was_renamed_but_never_registered_makes_way(tmp_p
         (model,) = await store.models("S")
         assert await world.registry.read(model) != b"half of something"
         assert sorted(path.name for path in (tmp_path / "models/S").iterdir()) == ["1"]
+
+
+async def test_a_model_that_finds_no_room_on_the_disk_fails_with_the_cure_and_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said `internal: OSError`, with a trace in the log."""
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        await world.feed(60)
+        async with world.running():
+            with monkeypatch.context() as patched:
+                patched.setattr("worker.models.files.write_new", full)
+                run = await ended(world, await world.command("c1"))
+            assert run.state == "failed"
+            assert run.reason is not None
+            assert run.reason.startswith("disk_full: [Errno 28] No space left on device; free space where ")
+            assert await store.models("S") == []
+            assert (await ended(world, await world.command("c2"))).state == "trained"
 
 
 async def test_start_removes_directories_without_a_row_and_half_written_ones(tmp_path: Path) -> None:

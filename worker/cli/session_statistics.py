@@ -98,6 +98,12 @@ def _show(snapshot: LearningSnapshot) -> None:
     known = flat({name: when(value) if name == "created_at" else value for name, value in facts.items() if value})
     table("Statistics", ("what", ""), known, empty="Nothing is known of it.")
     steps = snapshot.episode_transitions
+    if facts["session_id"] is not None and not snapshot.action_stats and not steps.pairs():
+        click.echo(
+            "The session sent no statistics: its stats_json names no action. What its records tell is counted in: "
+            "swarm-worker sessions merged"
+        )
+        return
     frequent = sorted(steps.pairs(), key=lambda pair: (-steps.counts(*pair).seen, pair))
     table(
         f"Actions: {min(_MOST, len(snapshot.action_stats))} of {len(snapshot.action_stats)}",

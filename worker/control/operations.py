@@ -41,6 +41,8 @@ from worker.wire.commands import (
 OPERATOR = "operator"
 #: How long a training by command waits for the projector, in s.
 _CATCH_UP_SECONDS = 30.0
+#: Entries that an error names; its result has them all.
+_NAMED = 10
 
 
 class CommandRefused(WorkerError):
@@ -163,6 +165,12 @@ class Operations:
             producers=self.producers,
         )
         self.projector.wake()
+        if counts.missing:
+            raise CommandFailed(
+                f"the quarantine of {scenario} has no entry {', '.join(map(str, counts.missing[:_NAMED]))}; "
+                "list what it has with: swarm-worker quarantine list",
+                plain(counts),
+            )
         return plain(counts)
 
     async def _dead_letters(self, scenario: str, args: ListDead | ReplayDead) -> dict[str, Any]:

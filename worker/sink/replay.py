@@ -6,7 +6,7 @@ interrupt: what was stored by an earlier try comes back as a duplicate and is ma
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -23,8 +23,6 @@ from worker.wire.reasons import Reason
 
 log = structlog.get_logger(__name__)
 
-#: Entries read at once; a body in the quarantine has at most 1 MB.
-_PAGE = 20
 #: Entries that are told one by one, so that the answer stays short.
 _TOLD = 500
 
@@ -38,6 +36,8 @@ class ReplayCounts(Struct, kw_only=True):
     truncated: int = 0  # entries whose body was cut, being over 1 MB: only its producer can send it again
     still_refused: dict[str, int] = field(default_factory=dict)  # entries that stay, by the reason of today
     fresh_records: int = 0  # records that the log did not have
+    missing: list[int] = field(default_factory=list)  # named, and not in the quarantine of the scenario
+    done_before: list[int] = field(default_factory=list)  # named, and replayed by an earlier call
     #: By entry, for the first 500: `stored`, `duplicate`, `cut`, or today's reason for staying.
     entries: dict[str, str] = field(default_factory=dict)
 
@@ -56,38 +56,28 @@ async def replay_quarantine(
 ) -> ReplayCounts:
     """Send quarantine entries that were not replayed yet through the same checks as a delivery.
 
-    Which: those of `scenario` and `reason` (None: any), or exactly `entry_ids`; the first `limit` of them. An entry
-    that is refused again stays as it is, with its count of replays up by one. Raises `StoreUnavailable`; what was done
-    until then is done, and the same call may be made again.
+    Which: those of `scenario` and `reason` (None: any), or exactly `entry_ids`; `limit` of them, those first that were
+    tried least often. An entry that is refused again stays as it is, with its count of replays up by one. What comes
+    meanwhile waits for the next call. Raises `StoreUnavailable`; what was done until then is done, and the same call
+    may be made again.
     """
     replay = _Replay(store, clock, Judge(rules_of, clock, producers), trial or Trial(), ReplayCounts())
     try:
-        async for entry in _entries(store, scenario, reason, entry_ids):
-            if limit is not None and replay.counts.examined >= limit:
-                break
-            await replay.one(entry)
+        if entry_ids is None:
+            # Their numbers alone: a body may have 1 MB.
+            for entry_id in await store.quarantine_waiting(scenario, reason=reason, limit=limit):
+                await replay.waiting(entry_id)
+        else:
+            for entry_id in dict.fromkeys(entry_ids):
+                if limit is not None and replay.counts.examined >= limit:
+                    break
+                await replay.named(entry_id, scenario)
     finally:
         await replay.trial.close()
     counts = replay.counts
     refused = sum(counts.still_refused.values())
     log.info("quarantine_replayed", examined=counts.examined, stored=counts.stored, still_refused=refused)
     return counts
-
-
-async def _entries(
-    store: RecordLog, scenario: str | None, reason: str | None, entry_ids: Sequence[int] | None
-) -> AsyncIterator[QuarantineEntry]:
-    if entry_ids is not None:
-        for entry_id in entry_ids:
-            entry = await store.quarantine_get(entry_id)
-            if entry is not None and entry.replayed_at_ms is None and scenario in (None, entry.scenario):
-                yield entry
-        return
-    after = 0
-    while page := await store.quarantine_list(scenario, reason=reason, limit=_PAGE, after=after, pending_only=True):
-        for entry in page:
-            yield entry
-        after = page[-1].entry_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +88,30 @@ class _Replay:
     trial: Trial
     counts: ReplayCounts
 
-    async def one(self, entry: QuarantineEntry) -> None:
+    async def waiting(self, entry_id: int) -> None:
+        """Try an entry that was waiting a moment ago; since then it may have been moved out to make room."""
+        entry = await self.store.quarantine_get(entry_id)
+        if entry is not None and entry.replayed_at_ms is None:
+            await self._one(entry)
+
+    async def named(self, entry_id: int, scenario: str | None) -> None:
+        """Try an entry that somebody asked for, or say why there is nothing to try."""
+        entry = await self.store.quarantine_get(entry_id)
+        if entry is None or scenario not in (None, entry.scenario):
+            self.counts.missing.append(entry_id)
+        elif entry.replayed_at_ms is not None:
+            self.counts.done_before.append(entry_id)
+        else:
+            await self._one(entry)
+
+    async def _one(self, entry: QuarantineEntry) -> None:
         """Try this entry again, count and mark what became of it."""
         counts = self.counts
         counts.examined += 1
         if entry.truncated:
             counts.truncated += 1
             self._tell(entry, "cut")
+            await self.store.quarantine_mark_refused([entry.entry_id])
             return
         match await self._again(entry):
             case Stored(fresh=fresh):

@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from worker import crash
 from worker.clock import Clock
+from worker.durable import NO_ROOM
 from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable, WorkerError
 from worker.learning import offline_model
 from worker.learning.offline_model import ModelUnreadable, OfflineModel
@@ -158,6 +159,8 @@ class Execution:
         except (LeaseLost, StoreError):
             raise
         except (OSError, ValueError, WorkerError) as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                return await self._failed(run, "disk_full", f"{error}; {self._disk_cure()}")
             log.exception("run_failed_here", run_id=run.run_id)
             return await self._failed(run, f"internal: {type(error).__name__}", str(error))
 
@@ -186,6 +189,9 @@ class Execution:
         except (ApplyFailed, ModelUnreadable) as error:
             log.error("champion_unreadable", scenario=scenario, version=live.version, error=str(error))  # noqa: TRY400 - no trace
             return None
+
+    def _disk_cure(self) -> str:
+        return f"free space where {self._tools.runs_dir.parent} lies, or set SWARM_DATA_DIR; it is trained again then"
 
     def _run_dir(self, run: Run) -> Path:
         return self._tools.runs_dir / run.run_id

@@ -20,21 +20,19 @@ SIGNATURE_HEADER = "x-swarm-signature"
 #: Milliseconds that a signed command lives at most, and that its clock may be ahead of ours.
 MAX_LIFETIME = 5 * 60 * 1000
 MAX_AHEAD = 60 * 1000
-#: The id of a key that was given none.
-DEFAULT_KEY_ID = "default"
 
 
 def parse_keys(text: str) -> dict[str, bytes]:
-    """Keys by id from `id:secret,id:secret` or one bare secret. The first signs, all verify: that is how keys change.
+    """Keys by id from `id:secret,id:secret`. The first signs, all verify: that is how keys change.
+
+    A bare secret is refused: it would be taken for an id as soon as it holds a colon.
 
     Raises `ValueError` that never shows a secret.
     """
     keys: dict[str, bytes] = {}
     for part in text.split(","):
         key_id, colon, secret = part.strip().partition(":")
-        if not colon:
-            key_id, secret = DEFAULT_KEY_ID, key_id
-        if not is_slug(key_id) or not secret:
+        if not colon or not is_slug(key_id) or not secret:
             raise ValueError("a control key is written id:secret, its id of letters, digits, - and _")
         if key_id in keys:
             raise ValueError(f"there are two control keys with the id {key_id}")

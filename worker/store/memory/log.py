@@ -109,6 +109,18 @@ class RecordLog(Role):
         ]
         return found[:limit]
 
+    async def quarantine_waiting(
+        self, scenario: str | None = None, *, reason: str | None = None, limit: int | None = None
+    ) -> list[int]:
+        """Least tried first, then oldest."""
+        self._state.require_open()
+        waiting = [
+            (entry.replays, entry.entry_id)
+            for entry in self._quarantine.values()
+            if scenario in (None, entry.scenario) and reason in (None, entry.reason) and entry.replayed_at_ms is None
+        ]
+        return [entry_id for _, entry_id in sorted(waiting)[:limit]]
+
     async def quarantine_get(self, entry_id: int) -> QuarantineEntry | None:
         """The entry of this number."""
         self._state.require_open()

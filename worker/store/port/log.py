@@ -129,6 +129,12 @@ class RecordLog(Protocol):
         """Entries above id `after`, oldest first."""
         ...
 
+    async def quarantine_waiting(
+        self, scenario: str | None = None, *, reason: str | None = None, limit: int | None = None
+    ) -> list[int]:
+        """Ids of entries that were not replayed yet: those that were tried least often first, of them the oldest."""
+        ...
+
     async def quarantine_get(self, entry_id: int) -> QuarantineEntry | None:
         """One entry."""
         ...

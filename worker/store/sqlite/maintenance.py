@@ -75,6 +75,9 @@ class Maintenance(Role):
 def _back_up(connection: sqlite3.Connection, target: Path) -> list[Found]:
     if target.exists():
         raise ConfigurationError(f"{target} exists; name a file that does not")
+    if not target.parent.is_dir():
+        # Making it would put the backup of a mistyped path where nobody looks for it.
+        raise ConfigurationError(f"there is no directory {target.parent}; make it, or name a file elsewhere")
     partial = target.with_name(target.name + ".partial")
     with _blaming_the_copy(target):
         partial.unlink(missing_ok=True)

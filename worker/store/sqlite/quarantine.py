@@ -13,6 +13,7 @@ from worker.store.port import IncomingReject, QuarantineEntry, QuarantineRoom
 from worker.store.quarantine_rows import keep
 from worker.store.sql import load_statements
 from worker.store.sqlite.role import Role
+from worker.wire.records import INT64_MAX
 
 SQL = load_statements(Path(__file__).parent / "sql" / "quarantine.sql")
 
@@ -46,6 +47,15 @@ class Quarantine(Role):
         }  # fmt: skip
         rows = await self._database.read(lambda db: db.execute(SQL["list_quarantine"], parameters).fetchall())
         return [_entry(row) for row in rows]
+
+    async def quarantine_waiting(
+        self, scenario: str | None = None, *, reason: str | None = None, limit: int | None = None
+    ) -> list[int]:
+        """Least tried first, then oldest."""
+        # A negative limit is none; what is beyond 64 bits SQLite cannot take.
+        parameters = {"scenario": scenario, "reason": reason, "limit": -1 if limit is None else min(limit, INT64_MAX)}
+        rows = await self._database.read(lambda db: db.execute(SQL["waiting_quarantine"], parameters).fetchall())
+        return [entry_id for (entry_id,) in rows]
 
     async def quarantine_get(self, entry_id: int) -> QuarantineEntry | None:
         """The entry of this number."""

@@ -16,6 +16,14 @@ WHERE entry_id > :after
     AND (NOT :pending_only OR replayed_at_ms IS NULL)
 ORDER BY entry_id LIMIT :limit;
 
+-- waiting_quarantine --
+-- Entries that stay refused go to the end of the queue, so that the next few are others.
+SELECT entry_id FROM quarantine JOIN scenario USING (scenario_no)
+WHERE replayed_at_ms IS NULL
+    AND (:scenario IS NULL OR name = :scenario)
+    AND (:reason IS NULL OR reason = :reason)
+ORDER BY replays, entry_id LIMIT :limit;
+
 -- get_quarantine --
 SELECT entry_id, name, reason, detail, received_at_ms, size, sha256, body, truncated, headers, seen, replayed_at_ms,
     replays
