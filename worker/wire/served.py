@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """Where an adapter is served: a server of the OpenAI kind, and the name under which it answers there.
+
+    The server's key is not in it: whoever asks the server has it from its own configuration.
+    """
+
+    url: str
+    model: str
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):
@@ -20,3 +30,4 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     created_at_ms: int
     sha256: str
     model: Raw
+    endpoint: Endpoint | UnsetType = UNSET  # of an adapter that a server serves

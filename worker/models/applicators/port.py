@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Protocol
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from worker.store.port import Model
-from worker.wire.served import ServedModel
+from worker.wire.served import Endpoint, ServedModel
 
 
-def served_document(model: Model, content: bytes) -> bytes:
-    """The document of a registered model; `content` is its model.json."""
+def served_document(model: Model, content: bytes, endpoint: Endpoint | None = None) -> bytes:
+    """The document of a registered model; `content` is its model.json, `endpoint` the server of an adapter."""
     document = ServedModel(
         scenario=model.scenario, model_id=model.model_id, model_version=model.version, kind=model.kind,
         run_id=model.run_id, created_at_ms=model.created_at_ms, sha256=model.sha256, model=Raw(content),
+        endpoint=UNSET if endpoint is None else endpoint,
     )  # fmt: skip
     return msgspec.json.encode(document)
 
@@ -32,12 +33,16 @@ class Applicator(Protocol):
         """Where the model goes, for people; holds no secret."""
         ...
 
-    async def apply(self, model: Model, content: bytes) -> None:
-        """Make `model` the served one; `content` is its model.json. Raises `ApplyFailed`."""
+    async def apply(self, model: Model, content: bytes) -> str | None:
+        """Make `model` the served one; `content` is its model.json. Raises `ApplyFailed`.
+
+        Of an adapter, that is the `AdapterModel` document, and its files lie in `adapter_directory(model)`. What a
+        person should know of how it went (no probe, say) is returned, and kept as the deployment's detail.
+        """
         ...
 
     async def served(self, scenario: str) -> str | None:
-        """SHA-256 (hex) of the model file that is served now, found by looking; None where none is.
+        """SHA-256 (hex) of the model.json that is served now, found by looking; None where none is.
 
         Raises `ApplyFailed` where it cannot be told.
         """

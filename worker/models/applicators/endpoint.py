@@ -1,0 +1,77 @@
+"""The documents `<data_dir>/current/<scenario>.json` and `<scenario>.lora.json`, which say what is served now.
+
+The second is the original's `EndpointResolver` as a file: whoever asks the LLM reads `endpoint` in it (a server's
+address, and the adapter's name there), and reads it again once the file was replaced. It is replaced at once, and only
+after the server was seen to answer as the adapter does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from worker.durable import make_private_directory, read_file, replace_file, sync_directory
+from worker.errors import ApplyFailed
+from worker.models.applicators.port import served_document
+from worker.models.files import MODEL_LIMIT
+from worker.store.port import Model
+from worker.wire.names import is_slug
+from worker.wire.served import Endpoint, ServedModel
+
+#: The model file's own limit and the few fields around it.
+_DOCUMENT_LIMIT = MODEL_LIMIT + 100_000
+#: Nodes may run as another user; the folder's own mode decides who comes that far.
+_MODE = 0o644
+
+
+class DocumentDamaged(ApplyFailed):
+    """Something is there, and it is no document of ours."""
+
+
+class CurrentDocuments:
+    """The documents of all scenarios, for one kind of model. Blocking; for `asyncio.to_thread`."""
+
+    def __init__(self, data_dir: Path, kind: Literal["offline", "lora"]) -> None:
+        self._folder = data_dir.resolve() / "current"
+        self._ending = ".json" if kind == "offline" else ".lora.json"
+
+    def path(self, scenario: str) -> Path:
+        """The file of a scenario; ValueError for a scenario that is no slug."""
+        if not is_slug(scenario):
+            raise ValueError(f"{scenario!r} is no scenario name")
+        return self._folder / f"{scenario}{self._ending}"
+
+    def write(self, model: Model, content: bytes, endpoint: Endpoint | None = None) -> None:
+        """Name `model` the served one, at `endpoint`; `content` is its model.json. Raises `ApplyFailed`."""
+        path = self.path(model.scenario)
+        try:
+            make_private_directory(self._folder)
+            replace_file(path, served_document(model, content, endpoint), mode=_MODE)
+        except OSError as error:
+            raise ApplyFailed(
+                f"{path} cannot be written: {error}; free space or fix the rights of SWARM_DATA_DIR"
+            ) from error
+
+    def read(self, scenario: str) -> ServedModel | None:
+        """What was written last; None where nothing was. Raises `DocumentDamaged`, or `ApplyFailed` for a bad disk."""
+        path = self.path(scenario)
+        try:
+            return msgspec.json.decode(read_file(path, limit=_DOCUMENT_LIMIT), type=ServedModel)
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DocumentDamaged(f"{path} is no document of ours: {error}; apply a version again") from error
+        except (OSError, ValueError) as error:
+            raise ApplyFailed(f"{path} cannot be read: {error}") from error
+
+    def remove(self, scenario: str) -> None:
+        """Name no model. Raises `ApplyFailed`."""
+        path = self.path(scenario)
+        try:
+            path.unlink(missing_ok=True)
+            if self._folder.is_dir():
+                sync_directory(self._folder)
+        except OSError as error:
+            raise ApplyFailed(f"{path} cannot be removed: {error}") from error
