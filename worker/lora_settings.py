@@ -48,7 +48,8 @@ class LoraSettings(BaseSettings):
         None, description="a training script of one's own, called as PYTHON SCRIPT RUN_DIR; default: built in"
     )
     lora_launcher: str | None = Field(
-        None, description="a command around the training, such as: accelerate launch --num_processes 4 {command}"
+        None,
+        description="a command around the training, such as: torchrun --no-python --nproc-per-node 4 {command}",
     )
     lora_converter: str | None = Field(
         None,

@@ -77,6 +77,7 @@ async def test_a_child_that_runs_out_of_its_memory_says_so(tmp_path: Path) -> No
     """RLIMIT_AS, set by the real trainer, ends it with `oom` and the setting to raise."""
     script = """
 import worker.training.analysis as analysis, worker.training.trainer as trainer
+(run / "input.json").write_text('{"kind": "offline"}')
 analysis.train_in = lambda run_dir, report: bytearray(2_000_000_000)
 sys.exit(trainer.main(sys.argv[1:]))
 """

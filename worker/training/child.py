@@ -22,7 +22,7 @@ from msgspec import Struct
 
 import worker
 from worker import crash
-from worker.durable import read_file
+from worker.durable import make_private_directory, read_file
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.files import MODEL_LIMIT
 from worker.training.limits import EXIT_FILE_TOO_LARGE, EXIT_OUT_OF_MEMORY
@@ -31,6 +31,7 @@ from worker.training.results import RESULT_FILE, TrainingResult, decode_result
 log = structlog.get_logger(__name__)
 
 OnProgress: TypeAlias = Callable[[float, str], None]
+Environment: TypeAlias = Callable[[Path], dict[str, str]]
 
 #: Longest line of progress that is read; longer ones are skipped.
 _LINE_LIMIT = 8_192
@@ -65,9 +66,22 @@ class Died:
 ChildEnd: TypeAlias = Finished | Died
 
 
+class TrainingStep(Struct, frozen=True):
+    """Where a training in steps stands; an offline one has none."""
+
+    step: int  # optimiser steps that are done
+    steps: int  # of all epochs
+    loss: float  # mean over the examples of the last step
+    seconds_left: float  # of the steps, at their mean pace in this process
+
+
+OnStep: TypeAlias = Callable[[TrainingStep], None]
+
+
 class _ProgressLine(Struct):
     progress: float
     text: str = ""
+    step: TrainingStep | None = None
 
 
 class _Listener(asyncio.SubprocessProtocol):
@@ -77,12 +91,13 @@ class _Listener(asyncio.SubprocessProtocol):
     holds one would hang us.
     """
 
-    def __init__(self, on_progress: OnProgress) -> None:
+    def __init__(self, on_progress: OnProgress, on_step: OnStep | None) -> None:
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.flooded: asyncio.Future[None] = loop.create_future()
         self._on_progress = on_progress
+        self._on_step = on_step
         self._line = bytearray()
         self._skipping = False
         self._seen = 0
@@ -117,6 +132,8 @@ class _Listener(asyncio.SubprocessProtocol):
         except (msgspec.DecodeError, UnicodeDecodeError):
             return  # a library that prints is no failure
         self._on_progress(min(1.0, max(0.0, said.progress)), said.text[:200])
+        if said.step is not None and self._on_step is not None:
+            self._on_step(said.step)
 
     def process_exited(self) -> None:
         _resolve(self.exited)
@@ -144,22 +161,39 @@ class ChildLauncher:
         memory_mb: int,
         grace: float = 5.0,
         command: Sequence[str] = (sys.executable, "-P", "-s", "-m", "worker.training.trainer"),
+        environment: Environment | None = None,
     ) -> None:
+        """`timeout` and `grace` in seconds; `memory_mb` 0: no limit. `environment` is all that the child sees of ours.
+
+        `command` is called with the run's directory and the limits behind it; see `worker.training.commands`.
+        """
         self._timeout = timeout
         self._memory_mb = memory_mb
         self._grace = grace
         self._command = tuple(command)
+        self._environment = environment or child_environment
 
-    async def run(self, run_dir: Path, on_progress: OnProgress) -> ChildEnd:
-        """Train in `run_dir` (made by the caller, 0700) and say how it ended. Cancelling it ends the child first."""
-        run_dir = await asyncio.to_thread(_cleared, run_dir)
+    async def run(
+        self,
+        run_dir: Path,
+        on_progress: OnProgress,
+        *,
+        output_dir: Path | None = None,
+        on_step: OnStep | None = None,
+    ) -> ChildEnd:
+        """Train in `run_dir` (made by the caller, 0700) and say how it ended. Cancelling it ends the child first.
+
+        `output_dir` is where the input tells the child to leave model.json and result.json; default: in `run_dir`. It
+        is made where it is missing, and keeps what else lies there, such as a checkpoint of an earlier attempt.
+        """
+        run_dir, output_dir = await asyncio.to_thread(_cleared, run_dir, output_dir or run_dir)
         transport, listener = await asyncio.get_running_loop().subprocess_exec(
-            lambda: _Listener(on_progress),
+            lambda: _Listener(on_progress, on_step),
             *self._command, str(run_dir), "--parent-pid", str(os.getpid()), "--memory-mb", str(self._memory_mb),
             stdin=asyncio.subprocess.DEVNULL,
             # A process group, not a session: where the kernel shares processors out by session (autogroup, on by
             # default), a child that leads its own gets half of them whatever its priority.
-            cwd=run_dir, env=child_environment(run_dir), process_group=0,
+            cwd=run_dir, env=self._environment(run_dir), process_group=0,
         )  # fmt: skip
         pid = transport.get_pid()
         log.info("trainer_started", pid=pid, run_dir=run_dir.name)
@@ -180,7 +214,7 @@ class ChildLauncher:
             return Died(ended_by_us, listener.tail)
         if code != 0:
             return Died(_reason(code), listener.tail)
-        return await asyncio.to_thread(_collect, run_dir, listener.tail)
+        return await asyncio.to_thread(_collect, output_dir, listener.tail)
 
     async def _end(self, pid: int, listener: _Listener, transport: asyncio.SubprocessTransport) -> None:
         """SIGTERM, a grace period, then SIGKILL for the whole process group; returns when nothing of it is left."""
@@ -209,11 +243,12 @@ def child_environment(run_dir: Path) -> dict[str, str]:
     }
 
 
-def _cleared(run_dir: Path) -> Path:
-    """The directory without an earlier attempt's results; absolute, since the child's working directory is another."""
+def _cleared(run_dir: Path, output_dir: Path) -> tuple[Path, Path]:
+    """Without an earlier attempt's results; absolute, since the child's working directory is another."""
+    make_private_directory(output_dir)
     for name in (MODEL_FILE, RESULT_FILE):
-        (run_dir / name).unlink(missing_ok=True)
-    return run_dir.resolve()
+        (output_dir / name).unlink(missing_ok=True)
+    return run_dir.resolve(), output_dir.resolve()
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
@@ -236,13 +271,13 @@ def _reason(code: int | None) -> str:
             return f"exit:{code}"
 
 
-def _collect(run_dir: Path, tail: str) -> ChildEnd:
+def _collect(output_dir: Path, tail: str) -> ChildEnd:
     """Read and check what the child left."""
     try:
-        result = decode_result(read_file(run_dir / RESULT_FILE, limit=_RESULT_LIMIT))
+        result = decode_result(read_file(output_dir / RESULT_FILE, limit=_RESULT_LIMIT))
         if result.outcome == "nothing":
             return Finished(result, None)
-        model = read_file(run_dir / MODEL_FILE, limit=MODEL_LIMIT)
+        model = read_file(output_dir / MODEL_FILE, limit=MODEL_LIMIT)
     except (OSError, msgspec.DecodeError, ValueError) as error:
         return Died(f"bad_output: {type(error).__name__}", f"{error}\n{tail}".strip())
     if hashlib.sha256(model).hexdigest() != result.model_sha256:

@@ -34,7 +34,7 @@ _MEGABYTE = 1_048_576
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildLimits:
-    """Limits of one training process."""
+    """Limits of one training process; 0 is none."""
 
     memory_mb: int = 2048  # address space
     file_mb: int = 512  # largest file it may write
@@ -50,8 +50,10 @@ def limit_this_process(limits: ChildLimits, *, parent_pid: int) -> None:
     die_with_parent(parent_pid)
     os.umask(0o077)
     _lower(resource.RLIMIT_CORE, 0)  # a core file would hold the training data
-    _lower(resource.RLIMIT_AS, limits.memory_mb * _MEGABYTE)
-    _lower(resource.RLIMIT_FSIZE, limits.file_mb * _MEGABYTE)  # Python ignores SIGXFSZ, the write raises EFBIG
+    if limits.memory_mb:
+        _lower(resource.RLIMIT_AS, limits.memory_mb * _MEGABYTE)
+    if limits.file_mb:
+        _lower(resource.RLIMIT_FSIZE, limits.file_mb * _MEGABYTE)  # Python ignores SIGXFSZ, the write raises EFBIG
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
     _give_way()
     score = Path("/proc/self/oom_score_adj")

@@ -1,7 +1,8 @@
 """The training process: `python -m worker.training.trainer RUN_DIR`. Limits itself, learns, writes, ends.
 
-Reads `input.json` in RUN_DIR, writes `model.json` and `result.json` there, and one JSON line a step on standard output:
-`{"progress": 0.5, "text": "..."}`. It needs no network, no store and no secret. Exit status 0: `result.json` is whole;
+Reads `input.json` in RUN_DIR, whose `kind` says what is trained, writes `model.json` and `result.json` there or where
+the input says, and one JSON line a step on standard output: `{"progress": 0.5, "text": "..."}`. It needs no store and
+no secret, and no network but for a base model that is named by a hub id. Exit status 0: `result.json` is whole;
 anything else is a failed training.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,36 +26,65 @@ from worker.training.limits import (
 )
 
 
-def report(progress: float, text: str) -> None:
-    """Tell the parent how far we are; 0-1."""
-    sys.stdout.write(json.dumps({"progress": round(progress, 4), "text": text}) + "\n")
+def report(progress: float, text: str, step: tuple[int, int, float, float] | None = None) -> None:
+    """Tell the parent how far we are, 0-1; `step`: the fields of `worker.training.child.TrainingStep`."""
+    line: dict[str, object] = {"progress": round(progress, 4), "text": text}
+    if step is not None:
+        line["step"] = dict(zip(("step", "steps", "loss", "seconds_left"), step, strict=True))
+    sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
+
+
+def kind_of(run_dir: Path) -> str:
+    """What the input says is to be trained; OSError or ValueError where it cannot be read."""
+    import msgspec  # noqa: PLC0415 - nothing but the standard library before the limits hold
+
+    class Kind(msgspec.Struct):
+        kind: str
+
+    return msgspec.json.decode((run_dir / "input.json").read_bytes(), type=Kind).kind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one training; returns the exit status."""
     parser = argparse.ArgumentParser(prog="worker.training.trainer")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--parent-pid", type=int, required=True)
-    parser.add_argument("--memory-mb", type=int, required=True)
+    # Left out by a launcher between the worker and us: the limits are inherited, and the parent is the launcher.
+    parser.add_argument("--parent-pid", type=int, default=os.getppid())
+    parser.add_argument("--memory-mb", type=int, default=0)
+    parser.add_argument("--file-mb", type=int, default=ChildLimits().file_mb)
     options = parser.parse_args(arguments)
+    limits = ChildLimits(memory_mb=options.memory_mb, file_mb=options.file_mb)
     try:
-        limit_this_process(ChildLimits(memory_mb=options.memory_mb), parent_pid=options.parent_pid)
+        limit_this_process(limits, parent_pid=options.parent_pid)
     except OrphanedError:
         return EXIT_ORPHANED
+    kind = ""
     try:
-        from worker.training.analysis import train_in  # noqa: PLC0415 - what is heavy is loaded under the limits
-
-        train_in(options.run_dir, report)
+        kind = kind_of(options.run_dir)
+        _train(kind, options.run_dir)
     except MemoryError:
-        sys.stderr.write(f"out of memory at {options.memory_mb} MB; raise SWARM_TRAINING_MEMORY_MB\n")
+        setting = "SWARM_LORA_MEMORY_MB" if kind == "lora" else "SWARM_TRAINING_MEMORY_MB"
+        sys.stderr.write(f"out of memory at {options.memory_mb} MB; raise {setting}\n")
         return EXIT_OUT_OF_MEMORY
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
-        sys.stderr.write(f"a file grew beyond {ChildLimits().file_mb} MB\n")
+        sys.stderr.write(f"a file grew beyond {limits.file_mb} MB\n")
         return EXIT_FILE_TOO_LARGE
     return 0
+
+
+def _train(kind: str, run_dir: Path) -> None:
+    # What is heavy is loaded under the limits, and only where it is needed.
+    if kind == "lora":
+        from worker.training.lora.train import train_adapter  # noqa: PLC0415
+
+        train_adapter(run_dir, report)
+    else:
+        from worker.training.analysis import train_in  # noqa: PLC0415
+
+        train_in(run_dir, report)
 
 
 if __name__ == "__main__":
