@@ -200,7 +200,7 @@ class _Kit:
         applier = Applier(
             store=store,
             registry=registry,
-            applicator=self.applicator,
+            applicators={"offline": self.applicator},
             announcer=announcer,
             clock=clock,
             mode_of=lambda name: apply_mode_of(settings, name),

@@ -132,7 +132,8 @@ class Worker:
             if not await self._unless_stopped(asyncio.gather(*(session.start() for session in parts.sessions))):
                 return
             for scenario in self.settings.scenarios:
-                await parts.applier.reconcile(scenario)
+                for kind in parts.applier.kinds:
+                    await parts.applier.reconcile(scenario, kind)
             self.http_port = await parts.http.start()
             stack.push_async_callback(parts.http.stop)
             try:

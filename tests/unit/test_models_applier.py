@@ -117,7 +117,7 @@ async def test_applying_moves_aliases_counts_and_tells(tmp_path: Path) -> None:
         await world.applier.apply(first, by="trigger")
         await world.applier.apply(second, by="trigger")
         assert await store.aliases("S") == {"champion": second.model_id, "previous": first.model_id}
-        assert await world.applier.history("S") == [second.model_id, first.model_id]
+        assert await world.applier.history("S", "offline") == [second.model_id, first.model_id]
         assert (await store.facts("S")).models_applied == 2
         events = await world.events()
         assert [type(event.data) for event in events] == [AppliedEvent] * 2
@@ -260,8 +260,8 @@ async def test_a_deployment_that_a_crash_left_started_is_carried_on_once(
         if applied_before_the_crash:
             await world.applicator.apply(model, await world.registry.read(model))
         again = worker_over(store, tmp_path, boot="boot2", applicator=FilesApplicator(tmp_path))
-        await again.applier.reconcile("S")
-        await again.applier.reconcile("S")
+        await again.applier.reconcile("S", "offline")
+        await again.applier.reconcile("S", "offline")
         (row,) = await store.deployments("S")
         assert (row.deployment_id, row.state) == ("d1", "verified")
         assert await store.aliases("S") == {"champion": model.model_id}
@@ -287,7 +287,7 @@ async def test_a_start_survives_that_a_thawed_worker_ends_the_deployment_first(t
             return await get(model_id)
 
         world.registry.get = thawed  # type: ignore[method-assign]
-        await world.applier.reconcile("S")
+        await world.applier.reconcile("S", "offline")
         assert [row.state for row in await store.deployments("S")] == ["verified"]
         assert await world.applicator.served("S") == model.sha256
 
@@ -301,7 +301,7 @@ async def test_start_serves_the_live_model_again_where_it_is_gone(tmp_path: Path
         await world.applier.apply(model, by="trigger")
         for spoil in (files.path("S").unlink, lambda: files.path("S").write_text("{")):
             spoil()
-            await world.applier.reconcile("S")
+            await world.applier.reconcile("S", "offline")
             assert await files.served("S") == model.sha256
         assert len(await store.deployments("S")) == 1
 
@@ -314,7 +314,7 @@ async def test_files_of_models_nobody_goes_back_to_are_removed_and_rows_stay(tmp
             await world.applier.apply(await register(world, n), by="trigger")
         assert sorted(path.name for path in (tmp_path / "models/S").iterdir()) == ["4", "5", "6"]
         assert len(await store.models("S")) == 6
-        assert len(await world.applier.history("S")) == 3
+        assert len(await world.applier.history("S", "offline")) == 3
 
 
 async def test_a_model_is_found_by_id_version_and_alias(tmp_path: Path) -> None:

@@ -236,5 +236,5 @@ async def test_s12_a_model_with_one_byte_changed_is_neither_applied_nor_used(tmp
         assert json.loads(document)["sha256"] == model.sha256
         # At the next start the worker sees that another model is served, and serves the live one again.
         node.path.write_bytes(document.replace(b'"lo":1', b'"lo":7', 1))
-        await world.applier.reconcile("S")
+        await world.applier.reconcile("S", "offline")
         assert node.path.read_bytes() == document

@@ -220,7 +220,7 @@ def worker_over(
     registry = Registry(store, files)
     chosen = applicator or NoopApplicator()
     applier = Applier(
-        store=store, registry=registry, applicator=chosen, announcer=announcer, clock=clock,
+        store=store, registry=registry, applicators={"offline": chosen}, announcer=announcer, clock=clock,
         mode_of=lambda _: mode, max_history=2,
     )  # fmt: skip
     tools = Tools(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import UNSET
+
 from worker.store.port import Deployment, Model, OutboxEvent, Run
 from worker.wire.events import (
     Applied,
@@ -57,7 +59,8 @@ class Announcer:
             gate=Gate(verdict=model.gate_verdict, reasons=model.gate_reasons),
             uri=model.uri,
             sha256=model.sha256,
-            model=embeddable(content),
+            # An adapter is of no use without its files.
+            model=embeddable(content) if model.kind == "offline" else UNSET,
         )
         return self._event("learning.trained", run.run_id, run.scenario, data, now_ms)
 
@@ -82,6 +85,7 @@ class Announcer:
             scenario=model.scenario,
             model_id=model.model_id,
             model_version=model.version,
+            kind=model.kind,
             previous_model_id=deployment.previous_model_id,
             applicator=deployment.applicator,
             target=deployment.target,
@@ -96,14 +100,14 @@ class Announcer:
             scenario=model.scenario,
             reason="apply_failed",
             run_id=model.run_id,
-            details={**_of(deployment), "detail": deployment.detail[-_DETAIL:]},
+            details={**_of(deployment), "kind": model.kind, "detail": deployment.detail[-_DETAIL:]},
         )
         return self._event("learning.failed", deployment.deployment_id, model.scenario, data, now_ms)
 
     def rolled_back(self, deployment: Deployment, live: Model, *, reason: str, now_ms: int) -> OutboxEvent:
         """`learning.rolled_back`: `live` serves again, on purpose (`rollback`) or after a failure (`apply_failed`)."""
         details = {
-            **_of(deployment), "live_model_id": live.model_id, "live_model_version": live.version,
+            **_of(deployment), "kind": live.kind, "live_model_id": live.model_id, "live_model_version": live.version,
             "uri": live.uri, "sha256": live.sha256,
         }  # fmt: skip
         data = RolledBack(scenario=live.scenario, reason=reason, run_id=live.run_id, details=details)

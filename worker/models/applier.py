@@ -1,5 +1,7 @@
 """Makes a model the live one: decides whether to, has it applied, verifies what is served, and can go back.
 
+Offline models and adapters go their ways apart: each kind has its applicator, its champion and its history.
+
 Crash-safe by the deployment log: a row `started` comes first, `verified` (with aliases and event) or `failed` last.
 What a crash left `started` is carried on at the next start, which is harmless since applying the same model twice is.
 """
@@ -23,7 +25,7 @@ from worker.models.announce import Announcer
 from worker.models.applicators.port import Applicator
 from worker.models.history import live_models, unfinished
 from worker.models.registry import Registry
-from worker.store.port import Deployment, Model, ModelRegistry, OutboxEvent
+from worker.store.port import Deployment, Model, ModelKind, ModelRegistry, OutboxEvent, alias_of
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,8 @@ ApplyMode: TypeAlias = Literal["manual", "auto"]
 
 #: Rows of the deployment log that history is read from.
 _LOG_ROWS = 1_000
+#: In texts for people.
+_NOUN: Mapping[ModelKind, str] = {"offline": "model", "lora": "adapter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Applied:
     model_id: str
     previous_model_id: str | None
     deployment_id: str
+    kind: ModelKind
+    detail: str = ""  # what a person should know of how it was verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +74,14 @@ class ApplierStats:
 
 
 class Applier:
-    """One for all scenarios; one apply at a time in each."""
+    """One for all scenarios; one apply at a time of each kind in each."""
 
     def __init__(
         self,
         *,
         store: ModelRegistry,
         registry: Registry,
-        applicator: Applicator,
+        applicators: Mapping[ModelKind, Applicator],
         announcer: Announcer,
         clock: Clock,
         mode_of: Callable[[str], ApplyMode],
@@ -83,24 +89,27 @@ class Applier:
         on_event: Callable[[], None] = lambda: None,
         new_id: Callable[[], str] = lambda: str(uuid4()),
     ) -> None:
-        """`on_event` wakes the outbox relay; `mode_of` gives a scenario's apply mode."""
+        """`applicators` of the kinds that this worker serves; `on_event` wakes the outbox relay.
+
+        `mode_of` gives a scenario's apply mode.
+        """
         self._store = store
         self._registry = registry
-        self._applicator = applicator
+        self._applicators = dict(applicators)
         self._announcer = announcer
         self._clock = clock
         self._mode_of = mode_of
         self._max_history = max_history
         self._on_event = on_event
         self._new_id = new_id
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.stats = ApplierStats()
 
     async def apply(self, model: Model, *, by: str) -> ApplyResult:
         """Obey the apply mode: `auto` applies what the gate blesses, and never an older version over a newer one."""
         if self._mode_of(model.scenario) == "manual" and model.gate_verdict == "blessed":
             return self._skip(model, f"apply mode is manual; apply it with: {_command(model)}")
-        live = await self._registry.champion(model.scenario)
+        live = await self._registry.champion(model.scenario, model.kind)
         if live is not None and live.version > model.version:
             return self._skip(model, f"version {live.version} is live and newer")
         return await self.apply_now(model, by=by)
@@ -112,38 +121,52 @@ class Applier:
             return self._skip(
                 model, f"the gate says {model.gate_verdict} ({reasons}); override it with: {_command(model)} --force"
             )
-        async with self._turns[model.scenario]:
-            live = await self._registry.champion(model.scenario)
+        async with self._turns[model.scenario, model.kind]:
+            live = await self._registry.champion(model.scenario, model.kind)
             previous = None if live is None or live.model_id == model.model_id else live.model_id
             return await self._deploy(self._new(model, previous, "apply", by=by, forced=forced), model)
 
-    async def rollback(self, scenario: str, *, by: str, to: Model | None = None) -> Applied:
-        """Go back to the model that was live before, or to an earlier one. Raises `NoPrevious`, `ApplyFailed`."""
-        async with self._turns[scenario]:
-            ids = await self.history(scenario)
+    async def rollback(
+        self, scenario: str, *, by: str, kind: ModelKind | None = None, to: Model | None = None
+    ) -> Applied:
+        """Go back to the model that was live before, or to an earlier one. Raises `NoPrevious`, `ApplyFailed`.
+
+        Without `kind` and `to`: of the kind that was changed last.
+        """
+        kind = to.kind if to is not None else kind or await self._changed_last(scenario)
+        async with self._turns[scenario, kind]:
+            ids = await self.history(scenario, kind)
             earlier = ids[1:]
             target = to.model_id if to is not None else (earlier[0] if earlier else None)
             if target is None or target not in earlier:
+                wanted = "to go back to" if to is None else to.model_id
                 raise NoPrevious(
-                    f"scenario {scenario} has no earlier model {'to go back to' if to is None else to.model_id}; "
+                    f"scenario {scenario} has no earlier {_NOUN[kind]} {wanted}; "
                     f"see: swarm-worker models history --scenario {scenario}"
                 )
             model = await self._registry.get(target)
             return await self._deploy(self._new(model, ids[0], "rollback", by=by, forced=False), model)
 
-    async def history(self, scenario: str) -> list[str]:
-        """Model ids, the live one first, then those a rollback may bring back."""
-        rows = await self._store.deployments(scenario, limit=_LOG_ROWS)
+    async def _changed_last(self, scenario: str) -> ModelKind:
+        for row in await self._store.deployments(scenario, limit=_LOG_ROWS):
+            if row.state == "verified":
+                return (await self._registry.get(row.model_id)).kind
+        return "offline"
+
+    async def history(self, scenario: str, kind: ModelKind) -> list[str]:
+        """Ids of models of one kind, the live one first, then those a rollback may bring back."""
+        rows = await self._store.deployments(scenario, kind=kind, limit=_LOG_ROWS)
         return live_models(rows, depth=self._max_history)
 
-    async def retire(self, scenario: str) -> None:
+    async def retire(self, scenario: str, kind: ModelKind) -> None:
         """Drop the files of models beyond those that are live, may be rolled back to, or are among the newest."""
-        await self._registry.retire(scenario, keep=await self.history(scenario), newest=self._max_history)
+        keep = await self.history(scenario, kind)
+        await self._registry.retire(scenario, kind, keep=keep, newest=self._max_history)
 
-    async def reconcile(self, scenario: str) -> None:
+    async def reconcile(self, scenario: str, kind: ModelKind) -> None:
         """At start: carry on what a crash interrupted, and serve the live model again where another is served."""
-        async with self._turns[scenario]:
-            for deployment in unfinished(await self._store.deployments(scenario, limit=_LOG_ROWS)):
+        async with self._turns[scenario, kind]:
+            for deployment in unfinished(await self._store.deployments(scenario, kind=kind, limit=_LOG_ROWS)):
                 log.warning("deployment_resumed", scenario=scenario, deployment_id=deployment.deployment_id)
                 try:
                     await self._deploy(deployment, await self._registry.get(deployment.model_id))
@@ -151,47 +174,62 @@ class Applier:
                     log.warning("resumed_deployment_had_ended", scenario=scenario, error=str(error))
                 except ApplyFailed as error:  # the row, the event and the way back are done
                     log.error("resumed_deployment_failed", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
-            live = await self._registry.champion(scenario)
+            live = await self._registry.champion(scenario, kind)
             if live is None:
                 return
             try:
-                if await self._applicator.served(scenario) != live.sha256:
+                if await self._applicators[kind].served(scenario) != live.sha256:
                     log.warning("served_model_is_not_the_live_one", scenario=scenario, model_id=live.model_id)
                     await self._bring(live)
             except ApplyFailed as error:
                 self.stats.failed += 1
                 log.error("live_model_not_served", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
 
+    @property
+    def kinds(self) -> list[ModelKind]:
+        """What this worker serves."""
+        return list(self._applicators)
+
     def _new(
         self, model: Model, previous: str | None, action: Literal["apply", "rollback"], *, by: str, forced: bool
     ) -> Deployment:
+        applicator = self._applicator(model.kind)
         return Deployment(
             deployment_id=self._new_id(), scenario=model.scenario, model_id=model.model_id, previous_model_id=previous,
-            action=action, applicator=self._applicator.name, target=self._applicator.target(model.scenario),
+            action=action, applicator=applicator.name, target=applicator.target(model.scenario),
             state="started", by=by, forced=forced, at_ms=self._clock.now_ms(),
         )  # fmt: skip
+
+    def _applicator(self, kind: ModelKind) -> Applicator:
+        """`ApplyFailed` where this worker serves none of this kind: nothing of it was changed."""
+        if kind not in self._applicators:
+            raise ApplyFailed(
+                f"this worker serves no {kind} models; set SWARM_PROCESSOR_MODE to {kind} or full, and start it again"
+            )
+        return self._applicators[kind]
 
     async def _deploy(self, started: Deployment, model: Model) -> Applied:
         """Carry a deployment from `started` to its end. Raises `ApplyFailed` once the way back is gone."""
         await self._write(started)
         try:
-            await self._bring(model)
+            detail = await self._bring(model)
         except ApplyFailed as error:
             await self._fail(started, model, str(error))
             raise
         now_ms = self._clock.now_ms()
-        verified = replace(started, state="verified", at_ms=now_ms)
-        aliases: dict[str, str | None] = {"champion": model.model_id}
+        verified = replace(started, state="verified", at_ms=now_ms, detail=detail)
+        champion, candidate, previous = (alias_of(name, model.kind) for name in ("champion", "candidate", "previous"))
+        aliases: dict[str, str | None] = {champion: model.model_id}
         if started.action == "apply":
             if started.previous_model_id is not None:
-                aliases["previous"] = started.previous_model_id
-            if (await self._store.aliases(model.scenario)).get("candidate") == model.model_id:
-                aliases["candidate"] = None
+                aliases[previous] = started.previous_model_id
+            if (await self._store.aliases(model.scenario)).get(candidate) == model.model_id:
+                aliases[candidate] = None
             events = [self._announcer.applied(verified, model, now_ms=now_ms)]
         else:
-            ids = await self.history(model.scenario)
+            ids = await self.history(model.scenario, model.kind)
             before = ids[ids.index(model.model_id) + 1 :] if model.model_id in ids else []
-            aliases["previous"] = before[0] if before else None
+            aliases[previous] = before[0] if before else None
             events = [self._announcer.rolled_back(verified, model, reason="rollback", now_ms=now_ms)]
         await self._write(verified, aliases, events)
         self._on_event()
@@ -200,32 +238,34 @@ class Applier:
         else:
             self.stats.rolled_back += 1
         log.info(
-            "model_live", scenario=model.scenario, action=started.action, model_id=model.model_id,
+            "model_live", scenario=model.scenario, kind=model.kind, action=started.action, model_id=model.model_id,
             version=model.version, previous=started.previous_model_id, by=started.by, forced=started.forced,
         )  # fmt: skip
-        await self.retire(model.scenario)
-        return Applied(model.model_id, started.previous_model_id, started.deployment_id)
+        await self.retire(model.scenario, model.kind)
+        return Applied(model.model_id, started.previous_model_id, started.deployment_id, model.kind, detail)
 
-    async def _bring(self, model: Model) -> None:
+    async def _bring(self, model: Model) -> str:
         """Apply, then look at what is really served (a server may keep an older adapter and say 200)."""
+        applicator = self._applicator(model.kind)
         content = await self._registry.read(model)
-        await self._applicator.apply(model, content)
-        served = await self._applicator.served(model.scenario)
+        detail = await applicator.apply(model, content)
+        served = await applicator.served(model.scenario)
         if served != model.sha256:
             raise ApplyFailed(
-                f"{self._applicator.target(model.scenario)} serves {served or 'no model'}, not {model.sha256} "
+                f"{applicator.target(model.scenario)} serves {served or 'no model'}, not {model.sha256} "
                 f"(version {model.version}); the model before it is served again"
             )
+        return detail or ""
 
     async def _fail(self, started: Deployment, model: Model, reason: str) -> None:
         """Put back what was live, and say so in row and events."""
         self.stats.failed += 1
-        live = await self._registry.champion(started.scenario)
+        live = await self._registry.champion(started.scenario, model.kind)
         detail = reason
         restored: Model | None = None
         try:
             if live is None:
-                await self._applicator.withdraw(started.scenario)
+                await self._applicator(model.kind).withdraw(started.scenario)
             else:
                 await self._bring(live)
                 restored = live

@@ -1,7 +1,8 @@
-"""Model files: `<data_dir>/models/<scenario>/<version>/{model.json,manifest.json}`, written once, read with their hash.
+"""Model files: `<data_dir>/models/<scenario>/<version>/{model.json,manifest.json}`, of an adapter also `adapter/`.
 
-A version is written to `<data_dir>/tmp/<run_id>.<epoch>/`, made durable, checked by loading it, and renamed into place.
-The row in the store, not the directory, says that a model exists; directories without a row are collected at start.
+They are written once, and read with their hashes. A version is written to `<data_dir>/tmp/<run_id>.<epoch>/`, made
+durable, checked by loading it, and renamed into place. The row in the store, not the directory, says that a model
+exists; directories without a row are collected at start.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from worker import crash
 from worker.durable import make_private_directory, read_file, refuse_links, sync_directory, write_new
 from worker.errors import ApplyFailed
 from worker.learning import offline_model
-from worker.learning.offline_model import MODEL_FILE
+from worker.learning.offline_model import MODEL_FILE, OfflineModel
+from worker.models import adapter as adapters
+from worker.models.adapter import ADAPTER_DIR, AdapterModel
+from worker.models.adapter_files import check_adapter, copy_adapter
 from worker.store.port import Model
 from worker.wire.names import is_slug
 
@@ -62,16 +66,18 @@ class ModelFiles:
         """The file URI of a version's model file's directory."""
         return self.directory(scenario, version).as_uri()
 
-    def publish(self, manifest: Manifest, content: bytes, *, epoch: int) -> None:
+    def publish(self, manifest: Manifest, content: bytes, *, epoch: int, adapter: Path | None = None) -> None:
         """Write one version durably. The caller holds the scenario's lease and registers the version next.
 
+        `adapter`: of a model of kind `lora`, the directory whose files model.json names; they are copied.
+
         A directory that is there already was left by a run that never registered it (killed between rename and commit),
-        so it makes way. Raises ValueError where its hash is another, `ModelUnreadable` where
-        it does not load.
+        so it makes way. Raises ValueError where a hash is another or an adapter's document does not load,
+        `ModelUnreadable` where an offline model does not, OSError.
         """
         if hashlib.sha256(content).hexdigest() != manifest.sha256:
             raise ValueError(f"the model of run {manifest.run_id} is not what its manifest says")
-        offline_model.decode(content)
+        made = _decode(manifest.kind, content)
         work = self._tmp / f"{manifest.run_id}.{epoch}"
         target = self.directory(manifest.scenario, manifest.version)
         for place in (work.parent, target.parent):
@@ -79,6 +85,10 @@ class ModelFiles:
         shutil.rmtree(work, ignore_errors=True)
         make_private_directory(work)
         write_new(work / MODEL_FILE, content)
+        if isinstance(made, AdapterModel):
+            if adapter is None:
+                raise ValueError(f"the adapter of run {manifest.run_id} has no files")
+            copy_adapter(made, adapter, work / ADAPTER_DIR)
         write_new(work / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest, order="sorted")))
         sync_directory(work)
         make_private_directory(target.parent)
@@ -91,7 +101,10 @@ class ModelFiles:
             sync_directory(changed)
 
     def read(self, model: Model) -> bytes:
-        """The model file of a registered model; `ApplyFailed` where it is missing, changed or a symlink."""
+        """The model file of a registered model, once its other files were found whole too.
+
+        `ApplyFailed` where one is missing, changed or a symlink.
+        """
         path = self.directory(model.scenario, model.version) / MODEL_FILE
         try:
             refuse_links(path.parent, below=self._data)
@@ -106,6 +119,14 @@ class ModelFiles:
                 f"{path} was changed since model {model.model_id} was registered (its SHA-256 differs); "
                 "restore it from a backup or apply another version"
             )
+        if model.kind == "lora":
+            try:
+                check_adapter(adapters.decode(content), path.parent / ADAPTER_DIR)
+            except (OSError, ValueError) as error:
+                raise ApplyFailed(
+                    f"the adapter of model {model.model_id} (version {model.version} of {model.scenario}) is not what "
+                    f"was registered: {error}; restore its directory from a backup or apply another version"
+                ) from error
         return content
 
     def keep_only(self, scenario: str, versions: Iterable[int]) -> None:
@@ -138,6 +159,10 @@ class ModelFiles:
     def clear_temporary(self) -> None:
         """Drop what interrupted writes left. Only at start, before any run."""
         shutil.rmtree(self._tmp, ignore_errors=True)
+
+
+def _decode(kind: str, content: bytes) -> OfflineModel | AdapterModel:
+    return adapters.decode(content) if kind == "lora" else offline_model.decode(content)
 
 
 def _remove(directory: Path) -> None:

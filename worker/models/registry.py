@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -12,7 +13,7 @@ import structlog
 from worker.errors import NotFound
 from worker.learning.validation import Verdict
 from worker.models.files import Manifest, ModelFiles
-from worker.store.port import Model, ModelRegistry, Run, RunLedger
+from worker.store.port import Model, ModelKind, ModelRegistry, Run, RunLedger, alias_of
 
 log = structlog.get_logger(__name__)
 
@@ -45,11 +46,13 @@ class Registry:
         metrics: Mapping[str, Any],
         verdict: Verdict,
         now_ms: int,
+        adapter: Path | None = None,
     ) -> Model:
         """Put the run's model on disk as the next version; the row is written by `finish_run`, with the run's own.
 
-        Returns a model that is registered already where the content is the same. Raises `ModelUnreadable` where the
-        content is no model.
+        `content` is its model.json; `adapter`, for kind `lora`, the directory of the files that it names.
+        Returns a model that is registered already where the content is the same. Raises `ModelUnreadable` or ValueError
+        where the content is no model or a file is not what it says, OSError.
         """
         sha256 = hashlib.sha256(content).hexdigest()
         model_id = model_id_of(run.scenario, run.kind, sha256)
@@ -58,15 +61,16 @@ class Registry:
             return known
         newest = await self._store.models(run.scenario, limit=1)
         version = newest[0].version + 1 if newest else 1
+        parent = await self._store.models(run.scenario, kind=run.kind, limit=1)
         manifest = Manifest(
             model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
             sha256=sha256, size=len(content), created_at_ms=now_ms,
         )  # fmt: skip
-        await asyncio.to_thread(self._files.publish, manifest, content, epoch=run.epoch)
+        await asyncio.to_thread(self._files.publish, manifest, content, epoch=run.epoch, adapter=adapter)
         return Model(
             model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
             created_at_ms=now_ms, uri=self._files.uri(run.scenario, version), sha256=sha256,
-            lineage={**lineage, "parent": newest[0].model_id if newest else None},
+            lineage={**lineage, "parent": parent[0].model_id if parent else None},
             metrics=dict(metrics), gate_verdict=verdict.verdict, gate_reasons=list(verdict.reasons),
         )  # fmt: skip
 
@@ -78,7 +82,7 @@ class Registry:
         return model
 
     async def find(self, scenario: str, name: str) -> Model:
-        """A model of the scenario by id, by version number or by alias (`champion`, `candidate`, `previous`)."""
+        """A model of the scenario by id, by version number or by alias (`champion`, `lora-champion`, ...)."""
         aliases = await self._store.aliases(scenario)
         if name in aliases:
             return await self.get(aliases[name])
@@ -92,13 +96,13 @@ class Registry:
                 return model
         raise NotFound(f"scenario {scenario} has no model {name!r}; list them with: swarm-worker models")
 
-    async def champion(self, scenario: str) -> Model | None:
-        """The model that is live, if any."""
-        model_id = (await self._store.aliases(scenario)).get("champion")
+    async def champion(self, scenario: str, kind: ModelKind) -> Model | None:
+        """The model of this kind that is live, if any."""
+        model_id = (await self._store.aliases(scenario)).get(alias_of("champion", kind))
         return None if model_id is None else await self.get(model_id)
 
     async def read(self, model: Model) -> bytes:
-        """Its file, checked against the registered hash; `ApplyFailed` where it is not what was registered."""
+        """Its model.json, all its files checked against their hashes; `ApplyFailed` where one is not as registered."""
         return await asyncio.to_thread(self._files.read, model)
 
     async def clean_up(self, scenarios: Iterable[str]) -> None:
@@ -114,10 +118,10 @@ class Registry:
             following = [max(known, default=0) + 1] if training else []
             await asyncio.to_thread(self._files.keep_only, scenario, known + following)
 
-    async def retire(self, scenario: str, *, keep: Iterable[str], newest: int) -> None:
-        """Remove the files of versions that nobody goes back to: not in `keep` (ids), not among the newest."""
+    async def retire(self, scenario: str, kind: ModelKind, *, keep: Iterable[str], newest: int) -> None:
+        """Remove the files of versions that nobody goes back to: not in `keep` (ids), not among the kind's newest."""
         wanted = set(keep) | set((await self._store.aliases(scenario)).values())
-        rows = await self._store.models(scenario, limit=_ROWS)
+        rows = await self._store.models(scenario, kind=kind, limit=_ROWS)
         retired = [model.version for model in rows[newest:] if model.model_id not in wanted]
         try:
             await asyncio.to_thread(self._files.remove, scenario, retired)

@@ -181,7 +181,7 @@ class Execution:
 
     async def _champion(self, scenario: str) -> OfflineModel | None:
         """The live model; None also where its file is damaged, since only a new one can take its place."""
-        live = await self._tools.registry.champion(scenario)
+        live = await self._tools.registry.champion(scenario, "offline")
         if live is None:
             return None
         try:

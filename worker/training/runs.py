@@ -276,7 +276,7 @@ class RunManager:
         self._on_event()
         if model is not None:
             await self._hand_over(ended, model)
-            await self._applier.retire(ended.scenario)
+            await self._applier.retire(ended.scenario, ended.kind)
 
     async def _hand_over(self, run: Run, model: Model) -> None:
         """Give a new model to the applier: as the apply mode says, or as the command said."""

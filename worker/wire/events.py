@@ -81,7 +81,7 @@ class Trained(Struct, kw_only=True):
 
 
 class Applied(Struct, kw_only=True):
-    """`learning.applied`: a model is live."""
+    """`learning.applied`: a model is live, or an adapter, beside the offline model."""
 
     scenario: str
     model_id: str
@@ -91,6 +91,7 @@ class Applied(Struct, kw_only=True):
     target: str
     verified: bool
     by: str
+    kind: Literal["offline", "lora"] = "offline"
 
 
 class _Told(Struct, kw_only=True):

@@ -185,7 +185,7 @@ class Node:
         applier = Applier(
             store=store,
             registry=registry,
-            applicator=self._applicator,
+            applicators={"offline": self._applicator},
             announcer=announcer,
             clock=clock,
             mode_of=lambda name: "auto" if name == "auto" else "manual",

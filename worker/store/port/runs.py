@@ -82,7 +82,7 @@ class RunLedger(Protocol):
         trigger_state: TriggerState | None,
         events: Sequence[OutboxEvent],
     ) -> None:
-        """End a run, register its model (as its kind's candidate), move the watermark, queue the events: one transaction.
+        """End a run, register its model (its kind's candidate), move the watermark, queue events: one transaction.
 
         Raises `LeaseLost`, without any effect, where `run.epoch` is not the epoch of `lease` or the run is not running.
         """

@@ -1,0 +1,91 @@
+"""The files of an adapter, on their way into the registry and each time they are handed out: whole, or refused.
+
+Only what `model.json` names is taken, and nothing that could run code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path, PurePosixPath
+
+from worker.durable import make_private_directory, refuse_links, sync_directory
+from worker.models.adapter import PEFT_DIR, AdapterFile, AdapterModel
+
+#: Weights as safetensors or GGUF, and text; a pickle (.bin, .pt) runs what it holds.
+_ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".txt", ".jinja", ".md"})
+_WEIGHTS = f"{PEFT_DIR}/adapter_model.safetensors"
+_CHUNK = 1 << 20
+#: Not blocking: opening a named pipe would wait for somebody who writes to it, for ever.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def copy_adapter(adapter: AdapterModel, source: Path, target: Path) -> None:
+    """Copy the files of `adapter` from below `source` to below `target` (made here), durably and checked on the way.
+
+    Raises ValueError where a file is not what the document says, or must not be in an adapter; OSError.
+    """
+    names = {file.path for file in adapter.files}
+    if _WEIGHTS not in names:
+        raise ValueError(f"the adapter has no {_WEIGHTS}, which every server's form is made of")
+    if len(names) != len(adapter.files):
+        raise ValueError("model.json names a file of the adapter twice")
+    for file in adapter.files:
+        if PurePosixPath(file.path).suffix not in _ALLOWED:
+            raise ValueError(f"{file.path} must not be in an adapter; only {', '.join(sorted(_ALLOWED))} are taken")
+    make_private_directory(target)
+    for file in adapter.files:
+        place = target / file.path
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _copy(file, source, place)
+    for folder in {parent for file in adapter.files for parent in (target / file.path).parents}:
+        if folder == target or target in folder.parents:
+            sync_directory(folder)
+
+
+def check_adapter(adapter: AdapterModel, directory: Path) -> None:
+    """ValueError or OSError where a file below `directory` is missing, no file, or not what the document says."""
+    for file in adapter.files:
+        refuse_links((directory / file.path).parent, below=directory.parent)
+        _check(file, directory / file.path, *_read(directory / file.path))
+
+
+def _copy(file: AdapterFile, source: Path, target: Path) -> None:
+    refuse_links((source / file.path).parent, below=source)
+    descriptor = os.open(target, _CREATE, 0o600)
+    size, digest = _read(source / file.path, descriptor)
+    _check(file, source / file.path, size, digest)
+
+
+def _read(path: Path, copy: int | None = None) -> tuple[int, str]:
+    """Size and SHA-256 of a regular file; where `copy` is a descriptor, its bytes go there, to the disk itself."""
+    sha256, size = hashlib.sha256(), 0
+    try:
+        descriptor = os.open(path, _READ)
+        with os.fdopen(descriptor, "rb") as reader:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"{path} is no regular file")
+            while chunk := reader.read(_CHUNK):
+                sha256.update(chunk)
+                size += len(chunk)
+                if copy is not None:
+                    _write_all(copy, chunk)
+        if copy is not None:
+            os.fsync(copy)
+    finally:
+        if copy is not None:
+            os.close(copy)
+    return size, sha256.hexdigest()
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _check(file: AdapterFile, path: Path, size: int, sha256: str) -> None:
+    if (size, sha256) != (file.size, file.sha256):
+        raise ValueError(f"{path} is not the file that model.json names: its size or its SHA-256 differs")
