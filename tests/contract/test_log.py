@@ -10,6 +10,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from tests.contract.log_building import NOW, Reopen, action, everything, incoming, llm, quarantined, reject, stats
+from worker.episodes.task import UNNAMED
 from worker.errors import DataRefused, NotFound, StoreUnavailable
 from worker.store.port import (
     Duplicate,
@@ -248,6 +249,19 @@ async def test_records_are_found_by_type_task_and_place(store: Store) -> None:
     assert await store.scenarios() == ["S", "T"]
     with pytest.raises(NotFound, match="action, llm"):
         await everything(store, type_="actions")
+
+
+async def test_records_name_the_producer_that_sent_them(store: Store) -> None:
+    """However they are found; one that did not say who it is has the name that no producer can have."""
+    await store.ingest([incoming(action(0), seq=1, producer="p"), incoming(action(1), batch_id="b", producer="p")])
+    await store.ingest([incoming(stats("s1"), seq=1, producer="q")])
+    assert [(s.record, s.producer) for s in await everything(store)] == [
+        (action(0), "p"),
+        (action(1), UNNAMED),
+        (stats("s1"), "q"),
+    ]
+    assert [s.producer async for s in store.records("S", task_id=action(0).task_id)] == ["p", UNNAMED]
+    assert [s.producer async for s in store.records("S", type_="learn_stats")] == ["q"]
 
 
 async def test_many_records_come_back_whole_and_in_order(store: Store) -> None:

@@ -193,8 +193,11 @@ class RecordLog(Role):
         self._batch_no += 1
         log.batches[key] = (self._batch_no, batch.content_hash)
         fresh = duplicates = conflicts = 0
+        producer = batch.identity.producer_id or UNNAMED
         for index, (record, nulls) in enumerate(zip(batch.records, batch.nulls or repeat(0))):  # noqa: B905  no end
-            stored = StoredRecord(incoming.scenario, self._batch_no, index, incoming.received_at_ms, record, nulls)
+            stored = StoredRecord(
+                incoming.scenario, self._batch_no, index, incoming.received_at_ms, record, nulls, producer
+            )
             identity = _record_key(record)
             known = None if identity is None else log.by_key.get(identity)
             if known is None:
@@ -226,7 +229,7 @@ class RecordLog(Role):
             case ActionRecord():
                 self._add_action(incoming, stored, record)
             case LearnStatsRecord():
-                self._end_session(log, stored, record, incoming.batch.identity.producer_id or UNNAMED)
+                self._end_session(log, stored, record)
             case DependencyGraphRecord():
                 log.graphs.append(
                     PendingGraph(
@@ -246,8 +249,7 @@ class RecordLog(Role):
         place = (sender, identity.producer_epoch, identity.batch_seq or 0, stored.index)
         if not task.actions:
             self._state.facts(incoming.scenario).open_tasks += 1
-        producer = identity.producer_id or UNNAMED
-        task.actions.append(PlacedAction(record, stored.batch_no, stored.received_at_ms, place, producer))
+        task.actions.append(PlacedAction(record, stored.batch_no, stored.received_at_ms, place, stored.producer))
         task.changed_upto = stored.batch_no
         task.last_received_ms = max(task.last_received_ms, stored.received_at_ms)
         task.terminal = task.terminal or record.task_id in incoming.terminal_tasks
@@ -256,13 +258,13 @@ class RecordLog(Role):
             if record.session_id in log.sessions:
                 task.session_id = record.session_id
 
-    def _end_session(self, log: ScenarioLog, stored: StoredRecord, record: LearnStatsRecord, producer: str) -> None:
+    def _end_session(self, log: ScenarioLog, stored: StoredRecord, record: LearnStatsRecord) -> None:
         log.sessions[record.session_id] = PendingSession(
             scenario=stored.scenario,
             batch_no=stored.batch_no,
             received_at_ms=stored.received_at_ms,
             record=record,
-            producer=producer,
+            producer=stored.producer,
         )
         self._state.facts(stored.scenario).sessions += 1
         log.tasks_of_session[record.session_id].update(record.task_ids or ())

@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
+from worker.episodes.task import UNNAMED
 from worker.wire.records import Batch, Record
 
 
@@ -65,6 +66,7 @@ class StoredRecord(Struct, frozen=True):
     received_at_ms: int
     record: Record
     nulls: int  # see Batch.nulls
+    producer: str = UNNAMED
 
 
 class QuarantineEntry(Struct, kw_only=True):

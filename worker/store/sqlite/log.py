@@ -60,17 +60,18 @@ class RecordLog(Role):
             size = PAGE if left is None else min(PAGE, left)
             parameters = {"kind": kind, "task_id": task_id, "from": start, "limit": size}
             rows = await self._database.read(_page(scenario, statement, parameters))
-            for batch_no, received_at_ms, *columns in rows:
+            for batch_no, received_at_ms, producer, *columns in rows:
                 row = Row(*columns)
                 try:
                     record, nulls = read_row(row)
                 except RowDamaged as why:
                     await self._note_damage([found_at(scenario, row, why)])
                 else:
-                    yield StoredRecord(scenario, batch_no, row.position & PLACE_MASK, received_at_ms, record, nulls)
+                    index = row.position & PLACE_MASK
+                    yield StoredRecord(scenario, batch_no, index, received_at_ms, record, nulls, producer)
             if len(rows) < size:
                 return
-            start = rows[-1][2] + 1
+            start = rows[-1][3] + 1
             left = None if left is None else left - size
 
 
