@@ -38,6 +38,20 @@ POINTS = (
     "control_persisted",  # a command is stored and not acknowledged
 )
 
+#: Those of an adapter, beside the points of every learning; in the order in which one meets them.
+ADAPTER_POINTS = (
+    "trainer_reported",  # the child that trains said how far it is
+    "adapter_copied",  # one of the adapter's files is in the directory that will be its own
+    "apply_started",  # the deployment is a row, nothing was touched
+    "adapter_listed",  # the server's list has it beside the old one
+    "adapter_loaded",  # the server has it, nobody asks for it
+    "adapter_probed",  # it answers as it should, nobody asks for it
+    "pointer_moved",  # nodes are told to ask for it
+    "adapter_unloaded",  # the server no longer has an old one
+    "apply_brought",  # it is served, and not the champion yet
+    "apply_committed",  # it is the champion
+)
+
 #: Most digits of a count.
 _DIGITS = 9
 
@@ -48,8 +62,8 @@ _left = 0
 def parse(text: str) -> tuple[str, int]:
     """`post_commit:3` as name and count; the count may be left out and is 1 then. Raises ValueError with the cure."""
     name, colon, count = text.partition(":")
-    if name not in POINTS:
-        raise ValueError(f"{name!r} is no crash point; choose from {', '.join(POINTS)}")
+    if name not in POINTS + ADAPTER_POINTS:
+        raise ValueError(f"{name!r} is no crash point; choose from {', '.join(POINTS + ADAPTER_POINTS)}")
     if colon and not (count.isascii() and count.isdecimal() and len(count) <= _DIGITS and int(count)):
         raise ValueError(f"{text!r}: after the colon stands at which time of reaching it, such as {name}:3")
     return name, int(count or 1)

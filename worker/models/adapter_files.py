@@ -10,6 +10,7 @@ import os
 import stat
 from pathlib import Path, PurePosixPath
 
+from worker import crash
 from worker.durable import make_private_directory, refuse_links, sync_directory
 from worker.models.adapter import PEFT_DIR, AdapterFile, AdapterModel
 
@@ -40,6 +41,7 @@ def copy_adapter(adapter: AdapterModel, source: Path, target: Path) -> None:
         place = target / file.path
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _copy(file, source, place)
+        crash.point("adapter_copied")
     for folder in {parent for file in adapter.files for parent in (target / file.path).parents}:
         if folder == target or target in folder.parents:
             sync_directory(folder)

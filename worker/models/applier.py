@@ -19,6 +19,7 @@ import structlog
 from msgspec.structs import replace
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from worker import crash
 from worker.clock import Clock
 from worker.errors import ApplyFailed, DataRefused, NotFound, StoreUnavailable
 from worker.models.announce import Announcer
@@ -211,11 +212,13 @@ class Applier:
     async def _deploy(self, started: Deployment, model: Model) -> Applied:
         """Carry a deployment from `started` to its end. Raises `ApplyFailed` once the way back is gone."""
         await self._write(started)
+        crash.point("apply_started")
         try:
             detail = await self._bring(model)
         except ApplyFailed as error:
             await self._fail(started, model, str(error))
             raise
+        crash.point("apply_brought")
         now_ms = self._clock.now_ms()
         verified = replace(started, state="verified", at_ms=now_ms, detail=detail)
         champion, candidate, previous = (alias_of(name, model.kind) for name in ("champion", "candidate", "previous"))
@@ -232,6 +235,7 @@ class Applier:
             aliases[previous] = before[0] if before else None
             events = [self._announcer.rolled_back(verified, model, reason="rollback", now_ms=now_ms)]
         await self._write(verified, aliases, events)
+        crash.point("apply_committed")
         self._on_event()
         if started.action == "apply":
             self.stats.applied += 1

@@ -132,6 +132,7 @@ class _Listener(asyncio.SubprocessProtocol):
         except (msgspec.DecodeError, UnicodeDecodeError):
             return  # a library that prints is no failure
         self._on_progress(min(1.0, max(0.0, said.progress)), said.text[:200])
+        crash.point("trainer_reported")
         if said.step is not None and self._on_step is not None:
             self._on_step(said.step)
 
