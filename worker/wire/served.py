@@ -31,3 +31,4 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     sha256: str
     model: Raw
     endpoint: Endpoint | UnsetType = UNSET  # of an adapter that a server serves
+    uri: str | UnsetType = UNSET  # of an adapter: its directory on the worker's machine, with the files in adapter/

@@ -16,7 +16,7 @@ def served_document(model: Model, content: bytes, endpoint: Endpoint | None = No
     document = ServedModel(
         scenario=model.scenario, model_id=model.model_id, model_version=model.version, kind=model.kind,
         run_id=model.run_id, created_at_ms=model.created_at_ms, sha256=model.sha256, model=Raw(content),
-        endpoint=UNSET if endpoint is None else endpoint,
+        endpoint=UNSET if endpoint is None else endpoint, uri=model.uri if model.kind == "lora" else UNSET,
     )  # fmt: skip
     return msgspec.json.encode(document)
 

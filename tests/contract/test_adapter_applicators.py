@@ -1,0 +1,229 @@
+"""What every applicator of adapters does, whatever it serves them by: looked at from a node's side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.adapter_building import register
+from tests.contract.adapter_worlds import SECRET, WORLDS, AdapterWorld, Kind
+from worker.errors import ApplyFailed
+from worker.models.applicators.port import Applicator
+
+#: For tests that are about some of them only.
+probing = pytest.mark.parametrize("kind", [name for name, kind in WORLDS.items() if kind.probes], indirect=True)
+of_many_scenarios = pytest.mark.parametrize(
+    "kind", [name for name, kind in WORLDS.items() if kind.many_scenarios], indirect=True
+)
+
+#: Steps of an apply that a worker may die in; more than any applicator has.
+_STEPS = 12
+
+
+@pytest.fixture(params=WORLDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Which applicator this run is about."""
+    return WORLDS[request.param]
+
+
+@pytest.fixture
+async def world(kind: Kind, tmp_path: Path) -> AsyncIterator[AdapterWorld]:
+    """One way to serve adapters."""
+    async with kind.make(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def applicator(world: AdapterWorld) -> AsyncIterator[Applicator]:
+    """The worker's, until it restarts."""
+    made = world.applicator()
+    yield made
+    await made.close()
+
+
+async def test_nothing_is_served_before_the_first_apply(world: AdapterWorld, applicator: Applicator) -> None:
+    assert await applicator.served("S") is None
+    assert await world.answer("S") is None
+
+
+async def test_an_applied_adapter_is_what_nodes_get(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    one = register(tmp_path, 1)
+    await applicator.apply(one.model, one.content)
+    assert await applicator.served("S") == one.model.sha256
+    assert await world.answer("S") == one.answer
+
+
+async def test_applying_twice_changes_nothing(world: AdapterWorld, applicator: Applicator, tmp_path: Path) -> None:
+    """What a crash interrupted is applied again at the next start."""
+    one = register(tmp_path, 1)
+    for _ in range(2):
+        await applicator.apply(one.model, one.content)
+        assert await applicator.served("S") == one.model.sha256
+        assert await world.answer("S") == one.answer
+
+
+async def test_a_swap_takes_the_place_of_the_adapter_before_and_goes_back(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    one, two, three = (register(tmp_path, version) for version in (1, 2, 3))
+    for each in (one, two, three, two, one, three):
+        await applicator.apply(each.model, each.content)
+        assert await applicator.served("S") == each.model.sha256
+        assert await world.answer("S") == each.answer
+
+
+async def test_a_withdrawn_adapter_is_served_no_more(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """And withdrawing what is not there is no error: it is the way back from a failed first apply."""
+    await applicator.withdraw("S")
+    one = register(tmp_path, 1)
+    await applicator.apply(one.model, one.content)
+    for _ in range(2):
+        await applicator.withdraw("S")
+        assert await applicator.served("S") is None
+        assert await world.answer("S") is None
+    await applicator.apply(one.model, one.content)
+    assert await world.answer("S") == one.answer
+
+
+async def test_what_is_served_is_found_after_the_workers_restart(
+    kind: Kind, world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """Where it does not outlive the worker, that is seen too, and it can be brought again."""
+    one = register(tmp_path, 1)
+    await applicator.apply(one.model, one.content)
+    again = world.applicator()
+    try:
+        assert await again.served("S") == (one.model.sha256 if kind.outlives else None)
+        await again.apply(one.model, one.content)
+        assert await again.served("S") == one.model.sha256
+        assert await world.answer("S") == one.answer
+    finally:
+        await again.close()
+
+
+async def test_a_server_that_forgot_is_seen_and_given_the_adapter_again(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """At the worker's next start, or by whoever applies: what the last apply left behind is no proof."""
+    one = register(tmp_path, 1)
+    await applicator.apply(one.model, one.content)
+    await world.restart_server()
+    told = await applicator.served("S")
+    assert (told == one.model.sha256) == (await world.answer("S") == one.answer)
+    await applicator.apply(one.model, one.content)
+    assert await applicator.served("S") == one.model.sha256
+    assert await world.answer("S") == one.answer
+
+
+async def test_a_failed_apply_leaves_the_adapter_before_it_in_force(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """The error names the cure and no secret; and the next try goes through."""
+    one, two = register(tmp_path, 1), register(tmp_path, 2)
+    world.trouble(on=True)
+    with pytest.raises(ApplyFailed) as first:
+        await applicator.apply(one.model, one.content)
+    assert await world.answer("S") is None
+    world.trouble(on=False)
+    await applicator.apply(one.model, one.content)
+    world.trouble(on=True)
+    with pytest.raises(ApplyFailed) as second:
+        await applicator.apply(two.model, two.content)
+    assert await applicator.served("S") == one.model.sha256
+    assert await world.answer("S") == one.answer
+    world.trouble(on=False)
+    await applicator.apply(two.model, two.content)
+    assert await world.answer("S") == two.answer
+    assert SECRET not in f"{first.value} {second.value} {applicator.target('S')}"
+
+
+@probing
+async def test_an_adapter_that_does_not_answer_as_it_should_is_refused(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """The server loads it and says 200; what it answers says otherwise. The adapter before it stays."""
+    one, two = register(tmp_path, 1), register(tmp_path, 2, expected="stay where you are")
+    await applicator.apply(one.model, one.content)
+    with pytest.raises(ApplyFailed, match="answer"):
+        await applicator.apply(two.model, two.content)
+    assert await applicator.served("S") == one.model.sha256
+    assert await world.answer("S") == one.answer
+
+
+async def test_an_adapter_without_probes_is_applied(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """It changed no answer that was tried, so only its being there can be looked at."""
+    one = register(tmp_path, 1, probes=False)
+    await applicator.apply(one.model, one.content)
+    assert await applicator.served("S") == one.model.sha256
+
+
+@of_many_scenarios
+async def test_two_scenarios_do_not_disturb_each_other(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    mine, yours = register(tmp_path, 1), register(tmp_path, 1, scenario="S2", answer="wait here")
+    newer = register(tmp_path, 2)
+    await applicator.apply(mine.model, mine.content)
+    await applicator.apply(yours.model, yours.content)
+    await applicator.apply(newer.model, newer.content)
+    assert await applicator.served("S") == newer.model.sha256
+    assert await applicator.served("S2") == yours.model.sha256
+    assert await world.answer("S2") == yours.answer
+    await applicator.withdraw("S")
+    assert await world.answer("S") is None
+    assert await world.answer("S2") == yours.answer
+
+
+async def test_whatever_step_a_worker_dies_in_the_next_one_knows_what_is_served(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """What it is told to be served is what nodes get; and applying again ends it."""
+    one, two = register(tmp_path, 1), register(tmp_path, 2)
+    answers = {one.answer: one.model.sha256, two.answer: two.model.sha256}
+    for step in range(1, _STEPS + 1):
+        await applicator.apply(one.model, one.content)
+        died = await _die_at(world, step, two.model, two.content)
+        told, seen = await applicator.served("S"), await world.answer("S")
+        assert seen is not None, f"nodes get nothing after a death at step {step}"
+        assert told == answers[seen], f"a death at step {step} is not seen"
+        await applicator.apply(two.model, two.content)
+        assert await applicator.served("S") == two.model.sha256
+        assert await world.answer("S") == two.answer
+        if not died:
+            break
+    else:
+        pytest.fail(f"an apply has more than {_STEPS} steps: raise the bound")
+
+
+async def _die_at(world: AdapterWorld, step: int, *applied: object) -> bool:
+    """Apply with a worker that dies when the server hears its `step`th call; False where it has fewer."""
+    arrived = asyncio.Event()
+    calls = 0
+
+    async def hook(_: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            arrived.set()
+
+    world.on_call(hook)
+    dying = world.applicator()
+    work = asyncio.create_task(dying.apply(*applied))  # type: ignore[arg-type]
+    stop = asyncio.create_task(arrived.wait())
+    await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+    world.on_call(None)
+    stop.cancel()
+    died = not work.done()
+    work.cancel()
+    await asyncio.wait((work,))
+    await dying.close()
+    return died

@@ -1,0 +1,158 @@
+"""Serves adapters by vLLM's run-time loading, each version under a name of its own: `<scenario>@<version>`.
+
+Load, look whether it is listed and answers as the adapter does, name it in the pointer, and let go of what is older
+than the adapter before it. That one stays loaded: requests that are under way, or that a node sends while it still
+holds the old name, are answered, and a rollback finds it there. Adapters are small and vLLM swaps them as needed.
+
+    vllm serve BASE --enable-lora --max-lora-rank 16      # with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
+
+Several API server processes (--api-server-count) would each have a list of their own: one is needed.
+"""
+
+# ruff: noqa: D102 - the methods are the port's, documented there
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+import structlog
+
+from worker.errors import ApplyFailed
+from worker.models.adapter import PEFT_DIR, AdapterModel, AdapterUnreadable, adapter_directory, decode
+from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
+from worker.models.applicators.probe import probe
+from worker.models.applicators.vllm_client import VllmClient
+from worker.store.port import Model
+from worker.wire.served import Endpoint
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two looks whether an adapter still has requests.
+_LOOK_AGAIN = 0.25
+
+
+class VllmApplicator:
+    """One vLLM server, for all scenarios whose adapters have the same base."""
+
+    name = "vllm"
+
+    def __init__(
+        self, client: VllmClient, data_dir: Path, *, drain_timeout: float, models_dir: Path | None = None
+    ) -> None:
+        """`models_dir` is where the server sees `<data_dir>/models`; `drain_timeout` is in seconds."""
+        self._client = client
+        self._current = CurrentDocuments(data_dir, "lora")
+        self._models_dir = models_dir or data_dir.resolve() / "models"
+        self._drain_timeout = drain_timeout
+
+    def target(self, scenario: str) -> str:
+        return f"{self._client.shown} ({scenario})"
+
+    async def apply(self, model: Model, content: bytes) -> str | None:
+        try:
+            adapter = decode(content)
+        except AdapterUnreadable as error:
+            raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}") from error
+        name, path = _name(model.scenario, model.version), self._path(model)
+        before = await self._served_before(model.scenario)
+        detail = await self._bring(name, path, adapter)
+        await asyncio.to_thread(self._current.write, model, content, Endpoint(url=self._client.url, model=name))
+        await self._let_go(model.scenario, keep={name, before})
+        return detail
+
+    async def served(self, scenario: str) -> str | None:
+        try:
+            document = await asyncio.to_thread(self._current.read, scenario)
+            if document is None:
+                return None
+            content = bytes(document.model)
+            adapter = decode(content)
+        except (DocumentDamaged, AdapterUnreadable):
+            return "unreadable"  # no hash equals it, so the live adapter is brought again
+        name = _name(scenario, document.model_version)
+        if name not in await self._client.adapters():
+            return None  # the server was started again, and knows nothing of what was loaded into it
+        result = await probe(self._client, adapter, name)
+        return hashlib.sha256(content).hexdigest() if result.served else f"something else ({result.detail})"
+
+    async def withdraw(self, scenario: str) -> None:
+        await asyncio.to_thread(self._current.remove, scenario)
+        await self._let_go(scenario, keep=())
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _path(self, model: Model) -> str:
+        """The PEFT directory of a version, as the server sees it."""
+        scenario, version, adapter = adapter_directory(model).parts[-3:]
+        return str(self._models_dir / scenario / version / adapter / PEFT_DIR)
+
+    async def _served_before(self, scenario: str) -> str | None:
+        try:
+            document = await asyncio.to_thread(self._current.read, scenario)
+        except DocumentDamaged:
+            return None
+        return None if document is None else _name(scenario, document.model_version)
+
+    async def _bring(self, name: str, path: str, adapter: AdapterModel) -> str:
+        """Have the adapter loaded and seen to answer; else it is not loaded when this raises `ApplyFailed`."""
+        loaded = await self._client.adapters()
+        if name in loaded:
+            # An earlier life of ours loaded it, or a registry that was restored since: then its files are others.
+            if loaded[name] == path and (result := await probe(self._client, adapter, name)).served:
+                return result.detail
+            await self._client.unload(name)
+        try:
+            await self._client.load(name, path)
+            return await self._verify(name, path, adapter)
+        except ApplyFailed:
+            await self._try_to_unload(name)
+            raise
+
+    async def _verify(self, name: str, path: str, adapter: AdapterModel) -> str:
+        found = (await self._client.adapters()).get(name)
+        if found != path:
+            raise ApplyFailed(
+                f"{self._client.shown} took {name} and lists {f'it from {found}' if found else 'no such adapter'}; "
+                "does it run several API servers? It may have one (--api-server-count 1)"
+            )
+        result = await probe(self._client, adapter, name)
+        if not result.served:
+            raise ApplyFailed(f"{self._client.shown} loaded {name} and does not answer as it does: {result.detail}")
+        return result.detail
+
+    async def _let_go(self, scenario: str, *, keep: Collection[str | None]) -> None:
+        """Unload the scenario's other adapters once nobody waits for them. What is served is served: never raises."""
+        try:
+            loaded = await self._client.adapters()
+        except ApplyFailed as error:
+            log.warning("old_adapters_not_unloaded", scenario=scenario, error=str(error))
+            return
+        ours = f"{self._models_dir / scenario}/"
+        for name, path in loaded.items():
+            if name not in keep and name.startswith(f"{scenario}@") and path.startswith(ours):
+                await self._drain(name)
+                await self._try_to_unload(name)
+
+    async def _drain(self, name: str) -> None:
+        """Wait until no request uses the adapter, at most `drain_timeout`."""
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                while name in await self._client.at_work():  # noqa: ASYNC110 - it is the server that waits
+                    await asyncio.sleep(_LOOK_AGAIN)
+        except TimeoutError:
+            log.warning("adapter_unloaded_under_requests", adapter=name, waited_s=self._drain_timeout)
+        except ApplyFailed as error:
+            log.warning("adapter_not_drained", adapter=name, error=str(error))
+
+    async def _try_to_unload(self, name: str) -> None:
+        try:
+            await self._client.unload(name)
+        except ApplyFailed as error:  # it only takes room; the next apply tries again
+            log.warning("adapter_not_unloaded", adapter=name, error=str(error))
+
+
+def _name(scenario: str, version: int) -> str:
+    return f"{scenario}@{version}"
