@@ -1,0 +1,222 @@
+"""Serves adapters through one llama-server in router mode: a model of its own for each version, `<scenario>@<version>`.
+
+The router is started by its owner, without -m: `llama-server --models-preset FILE --models-max N`, where FILE is
+SWARM_LLAMA_PRESET. Nobody is interrupted: the new version is loaded beside the old one and probed, then the pointer
+names it, and only when the old one has no request left is it unloaded. Its section stays in the preset until the next
+swap, so that the router loads it again for somebody who read the pointer just before. Every step may be the last one
+before a crash; the same apply again finds what is done and does the rest.
+
+One process runs for each version in use, and two for a scenario during a swap: N must be at least the number of
+scenarios plus one.
+"""
+
+# ruff: noqa: D102 - the methods are the port's, documented there
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import structlog
+
+from worker.errors import ApplyFailed
+from worker.models import adapter
+from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
+from worker.models.applicators.llama_client import ListedModel, LlamaClient
+from worker.models.applicators.probe import probe
+from worker.models.applicators.router_preset import (
+    PresetFile,
+    Section,
+    belongs_to,
+    changed,
+    section_name,
+    section_text,
+)
+from worker.store.port import Model
+from worker.wire.served import Endpoint, ServedModel
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two looks at the router.
+_LOOK_SECONDS = 0.1
+#: Seconds until a large base is in memory.
+_LOAD_SECONDS = 600.0
+#: Seconds until a process that was told to stop has ended; the router kills it after `stop-timeout`, 10 s by default.
+_STOP_SECONDS = 30.0
+#: Seconds without a request after which a version counts as drained: a request just behind a look is not in a slot yet.
+_QUIET_SECONDS = 1.0
+
+
+class LlamaRouterApplicator:
+    """One router for all scenarios; the preset file is written by this worker alone."""
+
+    name = "llama_router"
+
+    def __init__(
+        self,
+        client: LlamaClient,
+        *,
+        preset: PresetFile,
+        data_dir: Path,
+        serving_base: Path,
+        drain_seconds: float,
+        load_seconds: float = _LOAD_SECONDS,
+    ) -> None:
+        """`serving_base` is the GGUF file under the adapters; `drain_seconds` bound the wait for an old one's users."""
+        self._client = client
+        self._preset = preset
+        self._documents = CurrentDocuments(data_dir, "lora")
+        self._base = serving_base.absolute()
+        self._drain_seconds = drain_seconds
+        self._load_seconds = load_seconds
+        self._preset_turn = asyncio.Lock()
+
+    def target(self, scenario: str) -> str:
+        return f"{self._client.shown} ({scenario})"
+
+    async def apply(self, model: Model, content: bytes) -> None:
+        document = adapter.decode(content)
+        file = adapter.adapter_directory(model) / adapter.GGUF_FILE
+        if not file.is_file():
+            raise ApplyFailed(
+                f"{file} is missing, and llama-server takes no other form; for a base that is no llama, configure "
+                "SWARM_LORA_CONVERTER and train again"
+            )
+        name = section_name(model.scenario, model.version)
+        props = await self._client.props()
+        before = await self._named(model.scenario)
+        await self._release(await self._running(model.scenario, but={name, before}))
+        await self._put(model.scenario, Section(name, self._base, file), keep={before})
+        await self._load(name, limit=props.max_instances)
+        await self._require_file(name, file)
+        answers = await probe(self._client, document, name)
+        if not answers.served:
+            raise ApplyFailed(f"{name} at {self._client.shown} does not answer as the adapter does: {answers.detail}")
+        endpoint = Endpoint(url=self._client.url, model=name)
+        await asyncio.to_thread(self._documents.write, model, content, endpoint)
+        log.info("adapter_switched", scenario=model.scenario, model=name, before=before, detail=answers.detail)
+        try:
+            await self._release(await self._running(model.scenario, but={name}))
+        except ApplyFailed as error:  # the new one is served: the next apply unloads what is left
+            log.warning("old_adapter_still_loaded", scenario=model.scenario, error=str(error))
+
+    async def served(self, scenario: str) -> str | None:
+        try:
+            document = await asyncio.to_thread(self._documents.read, scenario)
+        except DocumentDamaged:
+            return "unreadable"  # no hash equals it
+        name = self._name_in(document)
+        if document is None or name is None:
+            return None
+        listed = await self._look(name)
+        if listed is None or not listed.ready or listed.option("--model") != str(self._base):
+            return None
+        content = bytes(document.model)
+        answers = await probe(self._client, adapter.decode(content), name)
+        return hashlib.sha256(content).hexdigest() if answers.served else "other answers than the adapter's"
+
+    async def withdraw(self, scenario: str) -> None:
+        await asyncio.to_thread(self._documents.remove, scenario)
+        await self._release(await self._running(scenario, but=()))
+        await self._put(scenario, None, keep=())
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _named(self, scenario: str) -> str | None:
+        """The version that the pointer names, where it names one of this router."""
+        try:
+            return self._name_in(await asyncio.to_thread(self._documents.read, scenario))
+        except DocumentDamaged:
+            return None
+
+    def _name_in(self, document: ServedModel | None) -> str | None:
+        endpoint = None if document is None else document.endpoint
+        return endpoint.model if isinstance(endpoint, Endpoint) and endpoint.url == self._client.url else None
+
+    async def _running(self, scenario: str, *, but: Collection[str | None]) -> list[str]:
+        """This scenario's versions that have a process."""
+        return [
+            each.id
+            for each in await self._client.models()
+            if each.running and belongs_to(scenario, each.id) and each.id not in but
+        ]
+
+    async def _put(self, scenario: str, section: Section | None, *, keep: Collection[str | None]) -> None:
+        """Have the router know this section, and of the scenario's others those in `keep` and those that run."""
+        async with self._preset_turn:
+            running = await self._running(scenario, but=())
+            preset = await asyncio.to_thread(self._preset.read)
+            if section is not None and section.name in running and section_text(preset, section.name) != section.text():
+                await self._release([section.name])  # a reload would stop it in the middle of its answers
+            text = changed(preset, scenario, keep={*keep, *running}, put=section)
+            if text != preset:
+                await asyncio.to_thread(self._preset.write, text)
+            await self._client.models(reload=True)
+
+    async def _load(self, name: str, *, limit: int) -> None:
+        """Have the router run `name`; its own way to make room would stop somebody else's model."""
+        others = [each.id for each in await self._client.models() if each.running and each.id != name]
+        if 0 < limit <= len(others):
+            raise ApplyFailed(
+                f"{self._client.shown} runs {len(others)} models, which is its --models-max; start it with a larger "
+                f"one: {name} takes a place beside {', '.join(sorted(others))}"
+            )
+        await self._client.load(name)
+        listed = await self._until(name, lambda each: each.ready or not each.running, seconds=self._load_seconds)
+        if not listed.ready:
+            code = None if listed.status is None else listed.status.exit_code
+            raise ApplyFailed(
+                f"{self._client.shown} could not load {name} (exit code {code}); its log says why. "
+                f"Is {self._base} the base that the adapter was trained on?"
+            )
+
+    async def _require_file(self, name: str, file: Path) -> None:
+        listed = await self._look(name)
+        loaded = None if listed is None else listed.option("--lora")
+        if loaded != str(file):
+            raise ApplyFailed(
+                f"{self._client.shown} runs {name} with {loaded or 'no adapter'}, not with {file}; "
+                f"is {self._preset.path} (SWARM_LLAMA_PRESET) its --models-preset?"
+            )
+
+    async def _release(self, names: Collection[str]) -> None:
+        """Unload versions once nobody uses them, or the time for that is over."""
+        for name in names:
+            await self._drain(name)
+            await self._client.unload(name)
+            await self._until(name, lambda each: not each.running, seconds=_STOP_SECONDS)
+
+    async def _drain(self, name: str) -> None:
+        clock = asyncio.get_running_loop().time
+        end = clock() + self._drain_seconds
+        quiet_since: float | None = None
+        while (now := clock()) < end:
+            if await self._client.busy(name) is not False:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = now
+            elif now - quiet_since >= _QUIET_SECONDS:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+        log.warning("adapter_still_in_use", model=name, after_s=self._drain_seconds)
+
+    async def _until(self, name: str, is_so: Callable[[ListedModel], bool], *, seconds: float) -> ListedModel:
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    listed = await self._look(name)
+                    if listed is None:
+                        raise ApplyFailed(
+                            f"{self._client.shown} does not list {name}; "
+                            f"is {self._preset.path} (SWARM_LLAMA_PRESET) its --models-preset?"
+                        )
+                    if is_so(listed):
+                        return listed
+                    await asyncio.sleep(_LOOK_SECONDS)
+        except TimeoutError as error:
+            raise ApplyFailed(f"{self._client.shown} did not get {name} ready or stopped in {seconds:g} s") from error
+
+    async def _look(self, name: str) -> ListedModel | None:
+        return next((each for each in await self._client.models() if each.id == name), None)

@@ -1,0 +1,121 @@
+"""The preset file of a llama-server router (`--models-preset`): a section for each adapter version, `[S@17]`.
+
+Only the sections of scenarios that we apply adapters for are ours. What else is in the file (`[*]` with options for
+all, sections of other models, comments) is its owner's and stays as it is, byte by byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.durable import make_private_directory, read_file, replace_file
+from worker.errors import ApplyFailed
+
+#: A preset without anything, which a router can start on.
+EMPTY = "version = 1\n"
+
+_HEADER = re.compile(r"\[[ \t]*(?P<name>[^]\n]*?)[ \t]*\]")
+#: The parser takes ; and # for a comment wherever they stand, and knows no quotes; --lora splits at commas. The last
+#: ones are bytes that are no UTF-8.
+_UNWRITABLE = re.compile(r"""[;#,"\\\r\n\udc80-\udcff]|^\s|\s$""")
+_LINES = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
+
+_SIZE_LIMIT = 1 << 20
+#: The router may run as another user.
+_MODE = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One adapter on its base."""
+
+    name: str
+    model: Path
+    lora: Path
+
+    def text(self) -> str:
+        """As it stands in the file. Raises `ApplyFailed` for a path that the file's syntax cannot hold."""
+        for path in (self.model, self.lora):
+            if _UNWRITABLE.search(str(path)):
+                raise ApplyFailed(
+                    f'a preset of llama-server cannot hold the path {str(path)!r}: no ; # , " \\ or line break, and no '
+                    "blank at an end; move it"
+                )
+        return f"[{self.name}]\nmodel = {self.model}\nlora = {self.lora}\n\n"
+
+
+def section_name(scenario: str, version: int) -> str:
+    """The name under which a version is asked for."""
+    return f"{scenario}@{version}"
+
+
+def belongs_to(scenario: str, name: str) -> bool:
+    """Whether a section is that of a version of this scenario."""
+    return re.fullmatch(re.escape(scenario) + r"@\d+", name) is not None
+
+
+def changed(preset: str, scenario: str, *, keep: Collection[str | None], put: Section | None = None) -> str:
+    """The preset with this scenario's sections dropped but for `keep`, and with `put` in place of its older self."""
+    found = False
+    text = ""
+    for name, block in _blocks(preset):
+        if put is not None and name == put.name:
+            text += "" if found else put.text()
+            found = True
+        elif name is None or not belongs_to(scenario, name) or name in keep:
+            text += block
+    if put is not None and not found:
+        text += ("" if not text or text.endswith("\n") else "\n") + put.text()
+    return text
+
+
+def section_text(preset: str, name: str) -> str | None:
+    """A section as it stands in the file."""
+    return next((block for each, block in _blocks(preset) if each == name), None)
+
+
+class PresetFile:
+    """The file itself. Blocking; for `asyncio.to_thread`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def create(self) -> None:
+        """Make an empty one where there is none: a router does not start without. Raises `ApplyFailed`."""
+        if not self.path.exists():
+            self.write(EMPTY)
+
+    def read(self) -> str:
+        """What is in it, or would be. Raises `ApplyFailed`."""
+        try:
+            return read_file(self.path, limit=_SIZE_LIMIT).decode()
+        except FileNotFoundError:
+            return EMPTY
+        except (OSError, ValueError) as error:
+            raise ApplyFailed(f"{self.path} (SWARM_LLAMA_PRESET) cannot be read: {error}") from error
+
+    def write(self, text: str) -> None:
+        """Put `text` in its place at once. Raises `ApplyFailed`."""
+        try:
+            make_private_directory(self.path.parent)
+            replace_file(self.path, text.encode(), mode=_MODE)
+        except OSError as error:
+            raise ApplyFailed(
+                f"{self.path} (SWARM_LLAMA_PRESET) cannot be written: {error}; free space or fix its rights"
+            ) from error
+
+
+def _blocks(preset: str) -> list[tuple[str | None, str]]:
+    """The file cut before each header; what comes before the first has no name."""
+    blocks: list[tuple[str | None, str]] = [(None, "")]
+    for line in _LINES.findall(preset):
+        header = _HEADER.match(line)
+        if header is not None:
+            blocks.append((header["name"], line))
+        else:
+            name, block = blocks[-1]
+            blocks[-1] = (name, block + line)
+    return blocks
