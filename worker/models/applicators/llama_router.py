@@ -20,6 +20,7 @@ from pathlib import Path
 
 import structlog
 
+from worker import crash
 from worker.errors import ApplyFailed
 from worker.models import adapter
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
@@ -88,13 +89,17 @@ class LlamaRouterApplicator:
         before = await self._named(model.scenario)
         await self._release(await self._running(model.scenario, but={name, before}))
         await self._put(model.scenario, Section(name, self._base, file), keep={before})
+        crash.point("adapter_listed")
         await self._load(name, limit=props.max_instances)
+        crash.point("adapter_loaded")
         await self._require_file(name, file)
         answers = await probe(self._client, document, name)
         if not answers.served:
             raise ApplyFailed(f"{name} at {self._client.shown} does not answer as the adapter does: {answers.detail}")
+        crash.point("adapter_probed")
         endpoint = Endpoint(url=self._client.url, model=name)
         await asyncio.to_thread(self._documents.write, model, content, endpoint)
+        crash.point("pointer_moved")
         log.info("adapter_switched", scenario=model.scenario, model=name, before=before, detail=answers.detail)
         try:
             await self._release(await self._running(model.scenario, but={name}))
@@ -187,6 +192,7 @@ class LlamaRouterApplicator:
             await self._drain(name)
             await self._client.unload(name)
             await self._until(name, lambda each: not each.running, seconds=_STOP_SECONDS)
+            crash.point("adapter_unloaded")
 
     async def _drain(self, name: str) -> None:
         clock = asyncio.get_running_loop().time
