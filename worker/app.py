@@ -63,6 +63,8 @@ from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import TrainingConfig
 from worker.training.modes import parse_mode, require_runnable
+from worker.training.offline import offline_recipe
+from worker.training.recipe import Recipe
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 from worker.training.trigger_book import TriggerBook
@@ -319,8 +321,18 @@ class _Kit:
             book=book,
             registry=registry,
             announcer=announcer,
-            launcher=ChildLauncher(timeout=settings.training_timeout, memory_mb=settings.training_memory_mb),
             clock=self.clock,
+            recipes={"offline": self._offline_recipe(registry)},
+            owner=f"{settings.worker_id}.{boot_id}",
+            timing=Timing(cooldown=settings.training_cooldown, first_backoff=settings.training_backoff),
+        )
+
+    def _offline_recipe(self, registry: Registry) -> Recipe:
+        settings = self.settings
+        return offline_recipe(
+            self.store,
+            registry,
+            launcher=ChildLauncher(timeout=settings.training_timeout, memory_mb=settings.training_memory_mb),
             config=TrainingConfig(
                 max_sessions=settings.max_sessions,
                 holdout=settings.holdout,
@@ -328,8 +340,6 @@ class _Kit:
                 gate=GateConfig(strategy=settings.gate_strategy, threshold=settings.gate_threshold),
             ),
             runs_dir=settings.data_dir / "runs",
-            owner=f"{settings.worker_id}.{boot_id}",
-            timing=Timing(cooldown=settings.training_cooldown, first_backoff=settings.training_backoff),
         )
 
     def _http(self, status: StatusReporter, write_watch: WriteWatch) -> HealthServer:

@@ -164,7 +164,9 @@ class Worker:
                 begin(parts.retention.run(self._stop), "retention"),
                 begin(parts.relay.run(done), "outbox"),
             ]
-            await parts.runs.recover()
+            await parts.runs.clean_up()
+            for kind in parts.applier.kinds:
+                await parts.runs.recover(kind)
             watchers: list[asyncio.Task[None]] = []
             if await self._unless_stopped(_register_all(parts)):
                 watchers += [

@@ -159,12 +159,12 @@ async def test_three_failures_on_the_same_records_hold_the_trigger(tmp_path: Pat
         await world.feed(30)
         async with world.running():
             for _ in range(3):
-                assert not await world.runs.held("S")
+                assert not await world.runs.held("S", "offline")
                 run = await world.runs.request("S", trigger={"kind": "count", "values": {}})
                 assert (await ended(world, run.run_id)).state == "failed"
-        assert await world.runs.held("S")
+        assert await world.runs.held("S", "offline")
         await world.feed(1)
-        assert not await world.runs.held("S")
+        assert not await world.runs.held("S", "offline")
 
 
 async def test_a_timers_run_with_nothing_to_learn_is_skipped_without_an_event(tmp_path: Path) -> None:
@@ -349,9 +349,10 @@ async def test_a_model_whose_worker_died_before_handing_it_over_is_handed_over_a
         ended_long_ago = "9f1d4a4e-5f2b-5c1d-9a53-0c8f2f0e7b11"
         for name in (waiting, ended_long_ago, "somebody-elses"):
             (tmp_path / "runs" / name).mkdir()
-        await again.runs.recover()
+        await again.runs.clean_up()
+        await again.runs.recover("offline")
         assert {path.name for path in (tmp_path / "runs").iterdir()} == {waiting, "somebody-elses"}
-        await again.runs.recover()
+        await again.runs.recover("offline")
         assert len(await store.deployments("S")) == 1
         assert "champion" in await store.aliases("S")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -154,12 +155,12 @@ async def test_paused_backoff_and_clock_steps_are_respected(tmp_path: Path) -> N
         assert not await timer.check("S")
         assert "paused" in await timer.waiting_for("S")
         await world.tools.book.pause("S", paused=False)
-        now_ms = clock.now_ms()
-        await world.tools.book.change("S", lambda state: after_failure(state, now_ms=now_ms, first_backoff=30))
+        failed = partial(after_failure, now_ms=clock.now_ms(), first_backoff=30)
+        await world.tools.book.change("S", "offline", failed)
         assert not await timer.check("S")
         assert await timer.waiting_for("S") == "30 s more (after 1 failed trainings)"
         clock.jump(-86_400)
-        assert await timer._reason_not_to_ask(await store.facts("S"), await store.trigger_state("S")) is None
+        assert await timer._reason_not_to_ask(await store.facts("S"), await store.trigger_state("S"), "offline") is None
         clock.jump(86_400)
         clock.advance(31)
         assert await timer.check("S")

@@ -43,6 +43,7 @@ from worker.training.inputs import (
     TrainingInput,
     write_head,
 )
+from worker.training.offline import offline_recipe
 from worker.training.runs import RunManager
 from worker.training.trigger_book import TriggerBook
 from worker.wire.codec import decode_batch, encode_batch
@@ -223,10 +224,13 @@ def worker_over(
         store=store, registry=registry, applicators={"offline": chosen}, announcer=announcer, clock=clock,
         mode_of=lambda _: mode, max_history=2,
     )  # fmt: skip
+    recipe = offline_recipe(
+        store, registry, config=config, launcher=launcher or ChildLauncher(timeout=30, memory_mb=1024, grace=0.5),
+        runs_dir=data_dir / "runs",
+    )  # fmt: skip
     tools = Tools(
         store=store, book=TriggerBook(store), registry=registry, announcer=announcer,
-        launcher=launcher or ChildLauncher(timeout=30, memory_mb=1024, grace=0.5), clock=clock, config=config,
-        runs_dir=data_dir / "runs", owner=f"w.{boot}", timing=timing,
+        clock=clock, recipes={"offline": recipe}, owner=f"w.{boot}", timing=timing,
     )  # fmt: skip
     runs = RunManager(tools, applier, scenarios=scenarios, max_parallel=parallel)
     return World(store, data_dir, tools, registry, files, chosen, applier, runs)

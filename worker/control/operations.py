@@ -137,7 +137,7 @@ class Operations:
 
     async def _dry_run(self, scenario: str) -> dict[str, Any]:
         facts = await self.store.facts(scenario)
-        state = await self.book.read(scenario)
+        state = await self.book.read(scenario, "offline")
         return {
             "would_train": has_news(state, facts),
             "window": [(state.trained_upto or 0) + 1, facts.last_batch_no],

@@ -47,6 +47,13 @@ def copy_adapter(adapter: AdapterModel, source: Path, target: Path) -> None:
             sync_directory(folder)
 
 
+def copy_data_manifest(adapter: AdapterModel, source: Path, target: Path) -> None:
+    """Copy the manifest of the training data, durably. ValueError where it is not the one that the document names."""
+    _, sha256 = _read(source, os.open(target, _CREATE, 0o600))
+    if sha256 != adapter.data_sha256:
+        raise ValueError(f"{source} is not the manifest of the data that model.json names: its SHA-256 differs")
+
+
 def check_adapter(adapter: AdapterModel, directory: Path) -> None:
     """ValueError or OSError where a file below `directory` is missing, no file, or not what the document says."""
     for file in adapter.files:

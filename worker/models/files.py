@@ -24,13 +24,15 @@ from worker.learning import offline_model
 from worker.learning.offline_model import MODEL_FILE, OfflineModel
 from worker.models import adapter as adapters
 from worker.models.adapter import ADAPTER_DIR, AdapterModel
-from worker.models.adapter_files import check_adapter, copy_adapter
+from worker.models.adapter_files import check_adapter, copy_adapter, copy_data_manifest
 from worker.store.port import Model
 from worker.wire.names import is_slug
 
 log = structlog.get_logger(__name__)
 
 MANIFEST_FILE = "manifest.json"
+#: Beside an adapter: which episodes it was trained on, and what was left out and why.
+DATA_FILE = "training_data.json"
 #: An offline model is some kilobytes; a file beyond this is not one of ours.
 MODEL_LIMIT = 64_000_000
 
@@ -66,10 +68,19 @@ class ModelFiles:
         """The file URI of a version's model file's directory."""
         return self.directory(scenario, version).as_uri()
 
-    def publish(self, manifest: Manifest, content: bytes, *, epoch: int, adapter: Path | None = None) -> None:
+    def publish(
+        self,
+        manifest: Manifest,
+        content: bytes,
+        *,
+        epoch: int,
+        adapter: Path | None = None,
+        data_manifest: Path | None = None,
+    ) -> None:
         """Write one version durably. The caller holds the scenario's lease and registers the version next.
 
-        `adapter`: of a model of kind `lora`, the directory whose files model.json names; they are copied.
+        `adapter`: of a model of kind `lora`, the directory whose files model.json names; they are copied, and
+        `data_manifest`, the file whose hash model.json names as that of its training data.
 
         A directory that is there already was left by a run that never registered it (killed between rename and commit),
         so it makes way. Raises ValueError where a hash is another or an adapter's document does not load,
@@ -89,6 +100,8 @@ class ModelFiles:
             if adapter is None:
                 raise ValueError(f"the adapter of run {manifest.run_id} has no files")
             copy_adapter(made, adapter, work / ADAPTER_DIR)
+            if data_manifest is not None:
+                copy_data_manifest(made, data_manifest, work / DATA_FILE)
         write_new(work / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest, order="sorted")))
         sync_directory(work)
         make_private_directory(target.parent)

@@ -47,10 +47,12 @@ class Registry:
         verdict: Verdict,
         now_ms: int,
         adapter: Path | None = None,
+        data_manifest: Path | None = None,
     ) -> Model:
         """Put the run's model on disk as the next version; the row is written by `finish_run`, with the run's own.
 
-        `content` is its model.json; `adapter`, for kind `lora`, the directory of the files that it names.
+        `content` is its model.json. Of kind `lora`, `adapter` is the directory of the files that it names, and
+        `data_manifest`, where there is one, says what it was trained on.
         Returns a model that is registered already where the content is the same. Raises `ModelUnreadable` or ValueError
         where the content is no model or a file is not what it says, OSError.
         """
@@ -66,7 +68,9 @@ class Registry:
             model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
             sha256=sha256, size=len(content), created_at_ms=now_ms,
         )  # fmt: skip
-        await asyncio.to_thread(self._files.publish, manifest, content, epoch=run.epoch, adapter=adapter)
+        await asyncio.to_thread(
+            self._files.publish, manifest, content, epoch=run.epoch, adapter=adapter, data_manifest=data_manifest
+        )
         return Model(
             model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
             created_at_ms=now_ms, uri=self._files.uri(run.scenario, version), sha256=sha256,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,16 +17,14 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from worker import crash
 from worker.clock import Clock
 from worker.durable import NO_ROOM
-from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable, WorkerError
-from worker.learning import offline_model
-from worker.learning.offline_model import ModelUnreadable, OfflineModel
+from worker.errors import LeaseLost, StoreError, StoreUnavailable, WorkerError
+from worker.models.adapter import ADAPTER_DIR
 from worker.models.announce import Announcer
 from worker.models.registry import Registry
-from worker.store.port import Model, OutboxEvent, Run, RunState, Store, TriggerState
-from worker.training.child import ChildLauncher, Died, Finished
-from worker.training.collect import collect, frozen_before
+from worker.store.port import Model, ModelKind, OutboxEvent, Run, RunState, Store, TriggerState
+from worker.training.child import Died, Finished, TrainingStep
 from worker.training.endings import after_failure, after_skip, after_success, has_news
-from worker.training.inputs import TrainingConfig, TrainingInput
+from worker.training.recipe import Frozen, Recipe
 from worker.training.results import TrainingResult
 from worker.training.trigger_book import TriggerBook
 
@@ -55,6 +52,7 @@ class Current:
     run: Run
     progress: float = 0.0
     text: str = "queued"
+    step: TrainingStep | None = None  # of a training in steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +63,9 @@ class Tools:
     book: TriggerBook
     registry: Registry
     announcer: Announcer
-    launcher: ChildLauncher
     clock: Clock
-    config: TrainingConfig
-    runs_dir: Path
+    #: Of the kinds that this worker trains, in the order in which they are trained.
+    recipes: Mapping[ModelKind, Recipe]
     owner: str
     timing: Timing
 
@@ -90,6 +87,7 @@ class Execution:
         self._tools = tools
         self._lease = lease
         self._epoch = epoch
+        self._recipe = tools.recipes[run.kind]
         self.current = Current(run)
         self._model: Model | None = None
         self._ending_now = False
@@ -130,7 +128,7 @@ class Execution:
         self._ending_now = True
         await _to_the_end(self._commit(ending))
         crash.point("run_committed")
-        await asyncio.to_thread(shutil.rmtree, self._run_dir(run), ignore_errors=True)
+        await asyncio.to_thread(self._remove_files, run.run_id)
         self._model = ending.model
         log.info(
             "run_ended", run_id=run.run_id, scenario=run.scenario, state=ending.run.state, reason=ending.run.reason,
@@ -147,8 +145,15 @@ class Execution:
                 return await self._skipped(
                     run, "nothing_new: no episode or session since the last training; --force trains again"
                 )
-            given = await self._input(run)
-            end = await self._tools.launcher.run(self._run_dir(run), self._on_progress)
+            recipe = self._recipe
+            self._on_progress(0.0, "reading what is stored")
+            given = await recipe.freeze(run, recipe.input_of(run.run_id))
+            end = await recipe.launcher.run(
+                recipe.input_of(run.run_id),
+                self._on_progress,
+                output_dir=recipe.output_of(run.run_id),
+                on_step=self._on_step,
+            )
             match end:
                 case Died(reason, detail):
                     return await self._failed(run, reason, detail)
@@ -168,40 +173,26 @@ class Execution:
         """A command without force trains only where there is news; triggers look before they ask."""
         if run.trigger.get("kind") != "command" or run.trigger.get("values", {}).get("force"):
             return True
-        return has_news(await self._tools.book.read(run.scenario), await self._tools.store.facts(run.scenario))
-
-    async def _input(self, run: Run) -> TrainingInput:
-        self._on_progress(0.0, "reading what is stored")
-        run_dir = self._run_dir(run)
-        given = await asyncio.to_thread(frozen_before, run_dir, run)
-        if given is not None:
-            return given
-        champion = await self._champion(run.scenario)
-        return await collect(self._tools.store, run, config=self._tools.config, champion=champion, run_dir=run_dir)
-
-    async def _champion(self, scenario: str) -> OfflineModel | None:
-        """The live model; None also where its file is damaged, since only a new one can take its place."""
-        live = await self._tools.registry.champion(scenario, "offline")
-        if live is None:
-            return None
-        try:
-            return offline_model.decode(await self._tools.registry.read(live))
-        except (ApplyFailed, ModelUnreadable) as error:
-            log.error("champion_unreadable", scenario=scenario, version=live.version, error=str(error))  # noqa: TRY400 - no trace
-            return None
+        return has_news(
+            await self._tools.book.read(run.scenario, run.kind), await self._tools.store.facts(run.scenario)
+        )
 
     def _disk_cure(self) -> str:
-        return f"free space where {self._tools.runs_dir.parent} lies, or set SWARM_DATA_DIR; it is trained again then"
+        return f"free space where {self._recipe.runs_dir.parent} lies, or set SWARM_DATA_DIR; it is trained again then"
 
-    def _run_dir(self, run: Run) -> Path:
-        return self._tools.runs_dir / run.run_id
+    def _remove_files(self, run_id: str) -> None:
+        for folder in {self._recipe.input_of(run_id), self._recipe.output_of(run_id)}:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _on_progress(self, progress: float, text: str) -> None:
         self.current.progress, self.current.text = progress, text
 
+    def _on_step(self, step: TrainingStep) -> None:
+        self.current.step = step
+
     # ------------------------------------------------------------ endings
 
-    async def _trained(self, run: Run, given: TrainingInput, result: TrainingResult, content: bytes) -> _Ending:
+    async def _trained(self, run: Run, given: Frozen, result: TrainingResult, content: bytes) -> _Ending:
         if result.gate is None or result.run_id != run.run_id:
             return await self._failed(run, "bad_output: the result is of another run", "")
         now_ms = self._tools.clock.now_ms()
@@ -212,6 +203,8 @@ class Execution:
             metrics=result.metrics,
             verdict=result.gate,
             now_ms=now_ms,
+            adapter=self._recipe.output_of(run.run_id) / ADAPTER_DIR if run.kind == "lora" else None,
+            data_manifest=given.manifest,
         )
         changed = partial(after_success, facts=given.facts, now_ms=now_ms, cooldown=self._tools.timing.cooldown)
         if model.run_id != run.run_id:
@@ -230,7 +223,7 @@ class Execution:
     async def _failed(self, run: Run, reason: str, detail: str) -> _Ending:
         now_ms = self._tools.clock.now_ms()
         changed = partial(after_failure, now_ms=now_ms, first_backoff=self._tools.timing.first_backoff)
-        state = changed(await self._tools.book.read(run.scenario))
+        state = changed(await self._tools.book.read(run.scenario, run.kind))
         last_line = detail.splitlines()[-1][:500] if detail else ""
         ended = self._ended(run, "failed", f"{reason}: {last_line}" if last_line else reason, now_ms)
         event = self._tools.announcer.run_failed(
@@ -259,7 +252,7 @@ class Execution:
             stop=stop_after_attempt(10), wait=wait_exponential(multiplier=0.2, max=10), reraise=True,
         ):  # fmt: skip
             with attempt:
-                async with self._tools.book.held(ending.run.scenario) as state:
+                async with self._tools.book.held(ending.run.scenario, ending.run.kind) as state:
                     await self._tools.store.finish_run(
                         ending.run,
                         lease=self._lease,
@@ -306,26 +299,15 @@ class Execution:
             log.info("run_interrupted", run_id=self.current.run.run_id, scenario=self.current.run.scenario)
 
 
-def _lineage(run: Run, given: TrainingInput, result: TrainingResult) -> dict[str, Any]:
-    window = given.analysis.window
+def _lineage(run: Run, given: Frozen, result: TrainingResult) -> dict[str, Any]:
     return {
-        "window": {"lo": window.lo, "hi": window.hi},
-        "counts": {
-            "records": given.facts.records, "episodes": given.facts.episodes, "sessions": given.facts.sessions,
-            "analyzed_sessions": len(given.analysis.sessions), "held_out_sessions": given.held_out_sessions,
-            "producers": given.producers, "capped": given.capped,
-        },
+        **given.lineage,
         "input_sha256": result.input_sha256,
-        "config_sha256": given.config.hash,
-        "config": {"max_sessions": given.config.max_sessions, "holdout": given.config.holdout,
-            "producer_share": given.config.producer_share,
-        },
-        "seed": given.config.seed,
         "versions": result.versions,
         "trigger": run.trigger,
         "took_ms": result.took_ms,
         "attempt": run.attempts,
-    }  # fmt: skip
+    }
 
 
 async def _stop(task: asyncio.Task[Any]) -> None:

@@ -1,5 +1,7 @@
 """Runs as a state machine: asked for, queued, carried out one per scenario at a time, handed to the applier.
 
+Each kind of training has a lane of its own, so that hours of one scenario's adapter hold up no other's offline model.
+
 Everything that must survive a restart is a row; this object holds only what is going on in this process.
 """
 
@@ -11,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid5
 
 import structlog
@@ -20,7 +22,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from worker.clock import after
 from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable
 from worker.models.applier import Applier, ApplyResult, ApplySkipped
-from worker.store.port import Model, Run
+from worker.store.port import Model, ModelKind, Run
 from worker.training.endings import MOST_FAILURES, failures_of_window
 from worker.training.execution import Current, Execution, Tools
 
@@ -35,6 +37,8 @@ _RETRY_FIRST, _RETRY_MOST = 1.0, 60.0
 #: How long a new model waits for a store that is away; `recover` hands over what waited longer, at the next start.
 _HAND_OVER_SECONDS = 300.0
 _ENDED = frozenset({"trained", "failed", "skipped"})
+#: Newest failed runs, of any kind, among which those of one kind are looked for.
+_FAILED_ROWS = 50
 
 
 @dataclass(slots=True)
@@ -66,19 +70,25 @@ class RunManager:
         max_parallel: int = 1,
         on_event: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_event` wakes the outbox relay after a commit."""
+        """`max_parallel` trainings of each kind at once; `on_event` wakes the outbox relay after a commit."""
         self._tools = tools
         self._applier = applier
         self._scenarios = frozenset(scenarios)
         self._max_parallel = max_parallel
         self._on_event = on_event
         self._active: dict[str, asyncio.Task[None]] = {}
+        self._lanes: dict[str, ModelKind] = {}  # of what is active
         self._executions: dict[str, Execution] = {}
         self._retries: dict[str, _Retry] = {}
         self._woken = asyncio.Event()
         self._ended: dict[str, asyncio.Event] = {}
         self._applied: dict[str, ApplyResult | ApplyFailed] = {}
         self.stats = RunStats()
+
+    @property
+    def kinds(self) -> list[ModelKind]:
+        """What this worker trains, in the order in which it does."""
+        return list(self._tools.recipes)
 
     # ------------------------------------------------------------ asking
 
@@ -87,11 +97,11 @@ class RunManager:
         scenario: str,
         *,
         trigger: dict[str, Any],
-        kind: Literal["offline", "lora"] = "offline",
+        kind: ModelKind = "offline",
         apply: bool | None = None,
         nonce: str | None = None,
     ) -> Run:
-        """Queue a run and return it; asked again for the same thing, the same run comes back, ended or not.
+        """Queue a run of one of `kinds` and return it; asked again for the same, the same run comes back, ended or not.
 
         `trigger` says who fired and why: `{"kind": ..., "values": {...}, "by": ...}`. A command's kind is `command`,
         its `nonce` the command's id, and `values.force` trains without news too. Without a nonce the identity is the
@@ -99,7 +109,7 @@ class RunManager:
         the same batches, where it asks for nothing else.
         """
         facts = await self._tools.store.facts(scenario)
-        state = await self._tools.book.read(scenario)
+        state = await self._tools.book.read(scenario, kind)
         if trigger.get("kind") == "command" and not trigger.get("values", {}).get("force"):
             for run in await self.unfinished(scenario):
                 if run.window_hi == facts.last_batch_no and run.kind == kind and apply in (None, run.apply):
@@ -110,7 +120,7 @@ class RunManager:
             # And when its newest record came. A store that was restored counts up to the same numbers again, with other
             # records: under the old id its model's event would be dropped by everybody, as a copy of the one they know.
             newest = facts.last_record_at_ms
-            identity = f"{scenario}\0{kind}\0{hi}\0{self._tools.config.hash}\0{nonce}\0{newest}"
+            identity = f"{scenario}\0{kind}\0{hi}\0{self._tools.recipes[kind].config_hash}\0{nonce}\0{newest}"
         else:  # a command that is carried out again after a crash means the same run, whatever came in meanwhile
             identity = f"{scenario}\0{kind}\0{nonce}"
         run = await self._tools.store.create_run(
@@ -127,7 +137,10 @@ class RunManager:
                 nonce=nonce,
             )
         )
-        log.info("run_requested", run_id=run.run_id, scenario=scenario, state=run.state, trigger=trigger.get("kind"))
+        log.info(
+            "run_requested", run_id=run.run_id, scenario=scenario, kind=kind, state=run.state,
+            trigger=trigger.get("kind"),
+        )  # fmt: skip
         self._woken.set()
         return run
 
@@ -135,10 +148,11 @@ class RunManager:
         """Queued and running runs of a scenario, newest first."""
         return await self._tools.store.runs(scenario, states=("queued", "running"))
 
-    async def held(self, scenario: str) -> bool:
-        """Whether automatic runs wait for new data: this very window failed too often."""
+    async def held(self, scenario: str, kind: ModelKind) -> bool:
+        """Whether automatic runs of this kind wait for new data: this very window failed too often."""
         facts = await self._tools.store.facts(scenario)
-        failed = await self._tools.store.runs(scenario, states=("failed",), limit=2 * MOST_FAILURES)
+        rows = await self._tools.store.runs(scenario, states=("failed",), limit=_FAILED_ROWS)
+        failed = [run for run in rows if run.kind == kind][: 2 * MOST_FAILURES]
         return failures_of_window(failed, window_hi=facts.last_batch_no) >= MOST_FAILURES
 
     def current(self, scenario: str) -> Current | None:
@@ -169,22 +183,24 @@ class RunManager:
 
     # ------------------------------------------------------------ living
 
-    async def recover(self) -> None:
+    async def recover(self, kind: ModelKind) -> None:
         """At start, once the applier is reconciled: hand over a newest model whose run ended before it was handed over.
 
         Runs that were left `running` need nothing here: `run` takes them over as soon as their lease is over.
-        Directories of runs that ended are removed; those of the others hold the input that the next attempt trains on.
         """
-        unfinished = await self._tools.store.runs(states=("queued", "running"), limit=1000)
-        await asyncio.to_thread(_remove_but, self._tools.runs_dir, {run.run_id for run in unfinished})
         for scenario in self._scenarios:
-            newest = await self._tools.store.runs(scenario, states=("trained",), limit=1)
-            if not newest or newest[0].model_id is None:
-                continue
-            model = await self._tools.registry.get(newest[0].model_id)
-            deployed = {row.model_id for row in await self._tools.store.deployments(scenario, limit=1000)}
-            if model.model_id not in deployed:
-                await self._hand_over(newest[0], model)
+            for model in await self._tools.store.models(scenario, kind=kind, limit=1):
+                deployed = await self._tools.store.deployments(scenario, kind=kind, limit=1000)
+                run = await self._tools.store.run(model.run_id)
+                if run is not None and model.model_id not in {row.model_id for row in deployed}:
+                    await self._hand_over(run, model)
+
+    async def clean_up(self) -> None:
+        """At start: remove the directories of runs that ended. Those of the others hold what the next attempt needs."""
+        unfinished = await self._tools.store.runs(states=("queued", "running"), limit=1000)
+        keep = {run.run_id for run in unfinished}
+        for folder in {place for one in self._tools.recipes.values() for place in (one.runs_dir, one.outputs_dir)}:
+            await asyncio.to_thread(_remove_but, folder, keep)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Carry out what is queued until `stopping`; then end the children and put their runs back in the queue."""
@@ -214,8 +230,10 @@ class RunManager:
                 log.info("leases_of_the_dead_ended", leases=ended)
 
     async def _start_ready(self) -> None:
-        room = self._max_parallel - len(self._active)
-        if room <= 0:
+        room = dict.fromkeys(self._tools.recipes, self._max_parallel)
+        for kind in self._lanes.values():
+            room[kind] -= 1
+        if not any(room.values()):
             return
         try:
             rows = await self._tools.store.runs(states=("queued", "running"), limit=1000)
@@ -227,8 +245,14 @@ class RunManager:
         for run in sorted(oldest_first, key=lambda row: row.state == "queued"):
             retry = self._retries.get(run.scenario)
             waits = retry is not None and retry.at > self._tools.clock.monotonic()
-            if room and run.scenario in self._scenarios and run.scenario not in self._active and not waits:
-                room -= 1
+            if (
+                room.get(run.kind, 0) > 0
+                and run.scenario in self._scenarios
+                and run.scenario not in self._active
+                and not waits
+            ):
+                room[run.kind] -= 1
+                self._lanes[run.scenario] = run.kind
                 task = asyncio.create_task(self._carry_out(run), name=f"run {run.run_id}")
                 self._active[run.scenario] = task
 
@@ -258,6 +282,7 @@ class RunManager:
         finally:
             self._executions.pop(scenario, None)
             self._active.pop(scenario, None)
+            self._lanes.pop(scenario, None)
             self._delay(scenario, failed=failed)
             if (event := self._ended.pop(run.run_id, None)) is not None:
                 event.set()

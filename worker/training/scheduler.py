@@ -19,7 +19,7 @@ from worker.errors import StoreError
 from worker.learning.firing import Firing, evaluate
 from worker.learning.trigger_context import TriggerContext, TriggerError, TriggerMetrics
 from worker.learning.triggers import TrainTrigger
-from worker.store.port import Facts, RollingOutcomes, ScenarioFacts, TriggerState
+from worker.store.port import Facts, ModelKind, RollingOutcomes, ScenarioFacts, TriggerState
 from worker.training.endings import has_news
 from worker.training.runs import RunManager
 from worker.training.trigger_book import TriggerBook
@@ -87,45 +87,62 @@ class TriggerScheduler:
         self.stats.last_check_ms = (self._clock.monotonic() - began) * 1000
 
     async def check(self, scenario: str) -> bool:
-        """Ask the scenario's trigger; True where a run was requested."""
+        """Ask the scenario's trigger for each kind of training; True where a run was requested.
+
+        Each kind has its own watermark: an adapter that took hours, or failed, is trained on what came since its own
+        last training. Where both are due, both are requested, in the order of `RunManager.kinds`.
+        """
         facts = await self._store.facts(scenario)
-        state = await self._book.read(scenario)
-        if await self._reason_not_to_ask(facts, state):
-            return False
+        fired = [(kind, firing) for kind in self._runs.kinds if (firing := await self._ask(facts, kind)) is not None]
+        requested = False
+        for kind, firing in fired:
+            run = await self._runs.request(scenario, kind=kind, trigger=_as_trigger(firing))
+            if run.state == "queued":
+                requested = True
+                self.stats.fired += 1
+                log.info(
+                    "trigger_fired", scenario=scenario, kind=kind, rule=firing.rule, run_id=run.run_id, **firing.values
+                )  # fmt: skip
+        return requested
+
+    async def _ask(self, facts: ScenarioFacts, kind: ModelKind) -> Firing | None:
+        scenario = facts.scenario
+        state = await self._book.read(scenario, kind)
+        if await self._reason_not_to_ask(facts, state, kind):
+            return None
         try:
-            firing = evaluate(self._triggers[scenario], await self._context(facts, state))
+            return evaluate(self._triggers[scenario], await self._context(facts, state))
         except TriggerError as error:
-            await self._note_error(scenario, str(error))
-            return False
-        if firing is None:
-            return False
-        run = await self._runs.request(scenario, trigger=_as_trigger(firing))
-        if run.state != "queued":
-            return False
-        self.stats.fired += 1
-        log.info("trigger_fired", scenario=scenario, rule=firing.rule, run_id=run.run_id, **firing.values)
-        return True
+            await self._note_error(scenario, kind, str(error))
+            return None
 
     async def waiting_for(self, scenario: str) -> str:
-        """What the next automatic run of the scenario waits for, in words."""
+        """What the next automatic run of the scenario waits for, in words; of each kind where they differ."""
         facts = await self._store.facts(scenario)
-        state = await self._book.read(scenario)
-        reason = await self._reason_not_to_ask(facts, state)
+        found = {kind: await self._waiting_for(facts, kind) for kind in self._runs.kinds}
+        if len(set(found.values())) == 1:
+            return next(iter(found.values()))
+        return "; ".join(f"{kind}: {text}" for kind, text in found.items())
+
+    async def _waiting_for(self, facts: ScenarioFacts, kind: ModelKind) -> str:
+        state = await self._book.read(facts.scenario, kind)
+        reason = await self._reason_not_to_ask(facts, state, kind)
         if reason is not None:
             return reason
         try:
-            return waiting_text(self._triggers[scenario], await self._context(facts, state))
+            return waiting_text(self._triggers[facts.scenario], await self._context(facts, state))
         except Exception as error:  # noqa: BLE001 - the trigger may be the user's own
             return f"its trigger, which fails: {type(error).__name__}: {error}"
 
-    async def _reason_not_to_ask(self, facts: ScenarioFacts, state: TriggerState) -> str | None:
+    async def _reason_not_to_ask(self, facts: ScenarioFacts, state: TriggerState, kind: ModelKind) -> str | None:
         """Why no trigger is asked, cheapest first: a check costs the same however much is stored."""
-        if self._runs.current(facts.scenario) is not None:
+        current = self._runs.current(facts.scenario)
+        if current is not None and current.run.kind == kind:
             return "a training is running"
         reason = self._reason_to_rest(facts, state)
-        if reason is None and await self._runs.unfinished(facts.scenario):
+        if reason is None and any(run.kind == kind for run in await self._runs.unfinished(facts.scenario)):
             return "a training is queued"
-        if reason is None and state.failures and await self._runs.held(facts.scenario):
+        if reason is None and state.failures and await self._runs.held(facts.scenario, kind):
             return f"new data: {state.failures} trainings failed, the last on these very records; or --force"
         return reason
 
@@ -160,12 +177,13 @@ class TriggerScheduler:
             earlier=None if newest is None or both is None else both.before(newest),
         )
 
-    async def _note_error(self, scenario: str, error: str) -> None:
+    async def _note_error(self, scenario: str, kind: ModelKind, error: str) -> None:
         """A trigger error counts as "no", and is logged, counted and kept to be shown."""
         self.stats.trigger_errors += 1
         log.error("trigger_error", scenario=scenario, error=error)
         await self._book.change(
             scenario,
+            kind,
             lambda state: replace(state, trigger_errors=state.trigger_errors + 1, last_trigger_error=error[:500]),
         )
 

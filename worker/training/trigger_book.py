@@ -1,4 +1,4 @@
-"""Trigger states under a lock per scenario, so that a check, a run's end and a command never undo each other."""
+"""Trigger states under a lock each, so that a check, a run's end and a command never undo each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
-from worker.store.port import Facts, TriggerState
+from worker.store.port import Facts, ModelKind, TriggerState, trigger_key
+
+#: A pause is about all trainings, also of a kind that the worker does not train yet.
+_KINDS: tuple[ModelKind, ...] = ("offline", "lora")
 
 
 class TriggerBook:
@@ -19,24 +22,25 @@ class TriggerBook:
         self._store = store
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def read(self, scenario: str) -> TriggerState:
-        """What is remembered now."""
-        return await self._store.trigger_state(scenario)
+    async def read(self, scenario: str, kind: ModelKind) -> TriggerState:
+        """What is remembered now of trainings of this kind."""
+        return await self._store.trigger_state(trigger_key(scenario, kind))
 
     @asynccontextmanager
-    async def held(self, scenario: str) -> AsyncIterator[TriggerState]:
+    async def held(self, scenario: str, kind: ModelKind) -> AsyncIterator[TriggerState]:
         """The state while nobody else may write it; for a transaction that writes it together with other things."""
-        async with self._locks[scenario]:
-            yield await self._store.trigger_state(scenario)
+        key = trigger_key(scenario, kind)
+        async with self._locks[key]:
+            yield await self._store.trigger_state(key)
 
-    async def change(self, scenario: str, how: Callable[[TriggerState], TriggerState]) -> TriggerState:
+    async def change(self, scenario: str, kind: ModelKind, how: Callable[[TriggerState], TriggerState]) -> None:
         """Read, change, save."""
-        async with self.held(scenario) as state:
+        async with self.held(scenario, kind) as state:
             changed = how(state)
             if changed != state:
                 await self._store.save_trigger_state(changed)
-            return changed
 
-    async def pause(self, scenario: str, *, paused: bool) -> TriggerState:
+    async def pause(self, scenario: str, *, paused: bool) -> None:
         """Stop or resume automatic runs; runs asked for by command go on."""
-        return await self.change(scenario, lambda state: replace(state, paused=paused))
+        for kind in _KINDS:
+            await self.change(scenario, kind, lambda state: replace(state, paused=paused))

@@ -43,6 +43,7 @@ from worker.store.memory import MemoryStore
 from worker.store.retention import Retention
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import TrainingConfig
+from worker.training.offline import offline_recipe
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 from worker.training.trigger_book import TriggerBook
@@ -194,15 +195,16 @@ class Node:
             new_id=self._new_deployment_id,
         )
         book = TriggerBook(store)
+        recipe = offline_recipe(
+            store, registry, config=_CONFIG, launcher=ScriptedTrainer(faults, process), runs_dir=self._data_dir / "runs"
+        )
         tools = Tools(
             store=store,
             book=book,
             registry=registry,
             announcer=announcer,
-            launcher=ScriptedTrainer(faults, process),
             clock=clock,
-            config=_CONFIG,
-            runs_dir=self._data_dir / "runs",
+            recipes={"offline": recipe},
             owner=f"{process.name}.{worker.boot_id}",
             timing=Timing(lease_ttl=LEASE_TTL, renew=LEASE_TTL / 3, first_backoff=2.0),
         )

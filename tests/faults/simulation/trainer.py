@@ -10,7 +10,7 @@ from tests.faults.simulation.faults import Faults, TrainingEnd
 from tests.faults.simulation.process import Process
 from worker.learning.offline_model import OfflineModel, encode
 from worker.learning.validation import Verdict
-from worker.training.child import ChildEnd, ChildLauncher, Died, Finished, OnProgress
+from worker.training.child import ChildEnd, ChildLauncher, Died, Finished, OnProgress, OnStep
 from worker.training.inputs import read_input
 from worker.training.results import TrainingResult
 
@@ -36,7 +36,14 @@ class ScriptedTrainer(ChildLauncher):
         self._faults = faults
         self._process = process
 
-    async def run(self, run_dir: Path, on_progress: OnProgress) -> ChildEnd:
+    async def run(
+        self,
+        run_dir: Path,
+        on_progress: OnProgress,
+        *,
+        output_dir: Path | None = None,
+        on_step: OnStep | None = None,
+    ) -> ChildEnd:
         """See `ChildLauncher.run`."""
         if self._process.unwinding:
             raise asyncio.CancelledError
