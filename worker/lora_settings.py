@@ -35,6 +35,9 @@ class LoraSettings(BaseSettings):
     lora_max_seq_length: int = Field(2048, ge=16, description="most tokens of an example; longer ones are left out")
     lora_dpo_beta: float = Field(0.1, gt=0, description="how strongly dpo holds on to the base model")
     lora_min_examples: int = Field(20, ge=1, description="fewer examples are not trained on")
+    lora_max_episodes: int = Field(
+        20_000, ge=1, description="newest episodes of each learn model that a training takes its examples from"
+    )
 
     # -- how
     lora_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")

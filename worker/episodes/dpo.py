@@ -27,7 +27,7 @@ from worker.episodes.model import (
     opening_of,
 )
 from worker.episodes.rules import Rules
-from worker.episodes.training_data import TrainingData
+from worker.episodes.training_data import TrainingData, TrainingFormat
 from worker.episodes.worker_decision_sequence import AVAILABLE_ACTIONS, SYSTEM_PROMPT, sequence_prompt
 from worker.episodes.worker_task import ARROW
 from worker.wire.records import Failure, Outcome, Success, score_of
@@ -71,6 +71,11 @@ class DpoLearnModel(LearnModel):
     extractor: Extractor | None = None
     config: DpoConfig = _DEFAULT_CONFIG
     rules: Rules = DEFAULT_RULES
+
+    @property
+    def training_format(self) -> TrainingFormat:
+        """Preferences."""
+        return TrainingFormat.DPO
 
     def with_system_prompt(self, prompt: str | None) -> DpoLearnModel:
         """The same model under another system prompt."""

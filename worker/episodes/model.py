@@ -17,7 +17,7 @@ from worker.episodes.cut import Cut, Slices, judge, slice_task, step_of
 from worker.episodes.episode import Episode
 from worker.episodes.rules import Rules
 from worker.episodes.task import TaskView
-from worker.episodes.training_data import TrainingData, TrainingMetadata
+from worker.episodes.training_data import TrainingData, TrainingFormat, TrainingMetadata
 from worker.wire.records import (
     ActionRecord,
     DependencyGraphRecord,
@@ -140,6 +140,11 @@ class LearnModel(Protocol):
     def objective(self) -> str:
         """The goal, in words."""
         ...
+
+    @property
+    def training_format(self) -> TrainingFormat:
+        """What its examples are: answers to give (the default), or preferences."""
+        return TrainingFormat.SFT
 
     def build_episodes(self, task: Task) -> list[Episode]:  # noqa: ARG002  for those who override it
         """Cut a task. All of its episodes, each time, under ids that depend on the records alone."""

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
 
 from msgspec.structs import replace
 
 from worker.episodes.episode import Episode
-from worker.episodes.model import EpisodeContext, Excluded, Graph, LearnModel
+from worker.episodes.model import EpisodeContext, Excluded, LearnModel
 from worker.episodes.rules import Rules
 from worker.episodes.training_data import TrainingData, json_line
 from worker.learning.bounds import Family
 from worker.learning.counts import CountKey, CountRow, Counts
 from worker.learning.evidence import actions_seen
-from worker.store.port import DamageFound, EpisodeFilter, Projections, RecordLog
-from worker.wire.records import DependencyGraphRecord
+from worker.store.port import EpisodeFilter, Projections
+from worker.training.episode_records import EpisodeRecords, EpisodesAndRecords
 
 _MOST_ACTIONS = 100
-
-
-class EpisodesAndRecords(RecordLog, Projections, DamageFound, Protocol):
-    """The roles of the store that an export reads."""
+#: Why an episode of a damaged task gives no example.
+DAMAGED = "a record of its task is damaged"
 
 
 async def actions_taken(store: Projections, scenario: str) -> list[str]:
@@ -65,16 +62,16 @@ class TrainingDataExport:
                 yield json_line(example)
 
     async def _of_model(self, model: LearnModel, where: EpisodeFilter) -> AsyncIterator[TrainingData]:
-        graphs = await self._graphs(model)
+        records = EpisodeRecords(self._store, self._scenario, model, self._rules)
         pairs: list[tuple[Episode, EpisodeContext]] = []
         # A model with a batch of its own looks at several episodes at once, as preferences do: it needs all in hand.
         whole = type(model).convert_batch is not LearnModel.convert_batch
         async for episode in self._store.episodes(self._scenario, replace(where, learn_model=model.name)):
-            context = await self._context(episode, graphs)
-            if self._damaged(episode.task_id):
-                self.excluded.append(Excluded(episode.episode_id, "a record of its task is damaged"))
+            lived = await records.of(episode)
+            if lived.damaged:
+                self.excluded.append(Excluded(episode.episode_id, DAMAGED))
                 continue
-            pairs.append((episode, context))
+            pairs.append((episode, lived.context))
             if not whole:
                 for example in self._convert(model, pairs):
                     yield example
@@ -86,30 +83,3 @@ class TrainingDataExport:
         converted = model.convert_batch(pairs)
         self.excluded += converted.excluded
         return converted.examples
-
-    async def _context(self, episode: Episode, graphs: dict[str, DependencyGraphRecord]) -> EpisodeContext:
-        if episode.episode_id in graphs:
-            return EpisodeContext([graphs[episode.episode_id]])
-        if episode.task_id is None:
-            return EpisodeContext()
-        if self._task is None or self._task[0] != episode.task_id:  # a task's episodes follow one another
-            records = self._store.records(self._scenario, type_="action", task_id=episode.task_id)
-            self._task = (episode.task_id, EpisodeContext([stored.record async for stored in records]))
-        return self._task[1]
-
-    def _damaged(self, task_id: str | None) -> bool:
-        damage = self._store.damage
-        return task_id is not None and any((row.scenario, row.task_id) == (self._scenario, task_id) for row in damage)
-
-    async def _graphs(self, model: LearnModel) -> dict[str, DependencyGraphRecord]:
-        """The record of each graph episode, by the id that the model gives it. Graphs are few: one or so a session."""
-        if type(model).build_graph_episodes is LearnModel.build_graph_episodes:
-            return {}
-        return {
-            episode.episode_id: stored.record
-            async for stored in self._store.records(self._scenario, type_="dependency_graph")
-            if isinstance(stored.record, DependencyGraphRecord)
-            for episode in model.build_graph_episodes(
-                Graph(self._scenario, stored.record, stored.received_at_ms, self._rules)
-            )
-        }

@@ -52,6 +52,7 @@ class LoraConfig(Struct, frozen=True, kw_only=True):
     max_seq_length: int = 2048
     dpo_beta: float = 0.1
     min_examples: int = 20
+    max_episodes: int = 20_000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     holdout: float = 0.2  # share held out for the gate; the files are split already
     producer_share: float = 1.0

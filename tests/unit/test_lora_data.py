@@ -1,0 +1,195 @@
+"""Training data of adapters: each text once, sides that share no session, no producer too loud, and a manifest."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.unit.told_building import BAD, GOOD, RULES, models_of, project, task, tell
+from tests.unit.training_world import opened
+from worker.durable import make_private_directory
+from worker.episodes.cut import holdout, holdout_key
+from worker.episodes.episode import Episode
+from worker.episodes.model import EpisodeContext
+from worker.episodes.training_data import TrainingData
+from worker.episodes.worker_decision_sequence import WorkerDecisionSequenceLearn
+from worker.store.port import Store
+from worker.training.lora.data import write_training_data
+from worker.training.lora.inputs import HELD_OUT_FILE, MANIFEST_FILE, TRAIN_FILE, LoraConfig, LoraExample, read_examples
+from worker.training.lora.manifest import LoraManifest
+
+SFT = LoraConfig(base_model="base", holdout=0.3)
+DPO = msgspec.structs.replace(SFT, objective="dpo")
+SEQUENCE = "worker_decision_sequence"
+
+
+async def written(
+    store: Store, directory: Path, config: LoraConfig = SFT, models: Any = models_of
+) -> tuple[list[LoraExample], list[LoraExample], LoraManifest]:
+    """Both sides' rows and the manifest, as they stand in the files."""
+    make_private_directory(directory)
+    manifest, _ = await write_training_data(store, "S", directory, config=config, models_of=models, rules=RULES)
+    assert msgspec.json.decode((directory / MANIFEST_FILE).read_bytes(), type=LoraManifest) == manifest
+    return read_examples(directory / TRAIN_FILE), read_examples(directory / HELD_OUT_FILE), manifest
+
+
+def is_out(name: str) -> bool:
+    """Whether a session, task or group of this name is held out."""
+    return holdout(holdout_key("S", name), RULES.holdout)
+
+
+async def test_each_text_stands_once_with_the_episodes_that_lived_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for n in range(30):
+            await tell(store, task(f"t{n}", target="db"), seq=n)
+        await project(store)
+        train, held_out, manifest = await written(store, tmp_path / "data")
+        assert [
+            (row.learn_model, row.chosen, row.actions) for row in sorted(train, key=lambda row: row.learn_model)
+        ] == [
+            (SEQUENCE, "look -> open -> done", list(GOOD)),
+            ("worker_task", "look -> open -> done", list(GOOD)),
+        ]
+        taught = [n for n in range(30) if not is_out(f"t{n}")]
+        assert {row.times for row in train} == {len(taught)}
+        assert manifest.files[TRAIN_FILE].examples == 2
+        assert manifest.files[TRAIN_FILE].lived == 2 * len(taught)
+        assert manifest.files[TRAIN_FILE].episodes == sorted(
+            f"{model}:t{n}:{worker}:0" for model, worker in ((SEQUENCE, 0), ("worker_task", "-")) for n in taught
+        )
+        assert all(row.episodes == sorted(row.episodes) and len(row.episodes) == 20 for row in train)
+        assert [row.seen for row in held_out] == [True, True]
+        assert manifest.seen == 2
+
+
+async def test_a_session_lies_on_one_side_and_what_it_alone_says_was_not_seen(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for n in range(40):
+            await tell(store, task(f"t{n}", session_id=f"s{n // 2}"), seq=n)
+        await project(store)
+        train, held_out, _ = await written(store, tmp_path / "data")
+        assert {name for row in train for name in row.episodes}.isdisjoint(
+            name for row in held_out for name in row.episodes
+        )
+        sides = [{int(row.prompt.split()[1][1:]) // 2 for row in rows} for rows in (train, held_out)]
+        assert sides[0] == {n for n in range(20) if not is_out(f"s{n}")}
+        assert sides[1] == {n for n in range(20) if is_out(f"s{n}")}
+        assert not any(row.seen for row in held_out)
+
+
+async def test_only_successes_are_taught_and_the_rest_is_told(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, [*task("t1"), *task("t2", BAD), *task("t3", ("look", "open", "finish"))])
+        await project(store)
+        train, held_out, manifest = await written(store, tmp_path / "data")
+        assert {row.actions[-1] for row in train + held_out} == {"done", "finish"}
+        assert manifest.passed_over == {f"{SEQUENCE}: no success": 1, "worker_task: no success": 1}
+        assert manifest.objective == "sft"
+        assert manifest.learn_models == [SEQUENCE, "worker_task", "dependency_graph"]
+
+
+async def test_preferences_are_split_by_group_since_attempts_of_one_share_the_prompt(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for n in range(60):
+            await tell(
+                store,
+                task(f"t{n}", GOOD if n % 2 else BAD, target=f"g{n // 4}", group_id=f"g{n // 4}", session_id=f"s{n}"),
+                seq=n,
+            )
+        await project(store)
+        train, held_out, manifest = await written(store, tmp_path / "data", DPO)
+        for rows, out in ((train, False), (held_out, True)):
+            groups = {row.prompt.splitlines()[0].removeprefix("Target: ") for row in rows}
+            assert groups == {f"g{n}" for n in range(15) if is_out(f"g{n}") is out}
+            assert {(row.chosen, row.rejected) for row in rows} == {
+                ("look -> open -> done", "guess -> open -> give_up")
+            }
+            assert {row.times for row in rows} == {2}
+        assert manifest.learn_models == ["dpo"]
+
+
+async def test_the_same_records_in_any_order_give_the_same_files(tmp_path: Path) -> None:
+    batches = [task(f"t{n}", GOOD if n % 3 else BAD, target=f"x{n % 7}", group_id=f"g{n % 5}") for n in range(40)]
+    found = []
+    for attempt in range(3):
+        order = list(enumerate(batches))
+        random.Random(attempt).shuffle(order)
+        (tmp_path / str(attempt)).mkdir()
+        async with opened(tmp_path / str(attempt)) as store:
+            for place, (seq, records) in enumerate(order):
+                await tell(store, records, seq=seq, at_ms=1_000 + place)
+                if place % 7 == 0:
+                    await project(store)
+            await project(store)
+            for config in (SFT, DPO):
+                directory = tmp_path / str(attempt) / config.objective
+                await written(store, directory, config)
+                found.append(
+                    (config.objective, *((directory / name).read_bytes() for name in (TRAIN_FILE, MANIFEST_FILE)))
+                )
+    assert len(set(found)) == 2
+
+
+async def test_one_producer_does_not_decide_what_is_taught(tmp_path: Path) -> None:
+    """Rows that it alone tells are cut to its share, and what it repeats counts once."""
+    async with opened(tmp_path) as store:
+        for number, producer in enumerate(("a", "b", "c", "d")):
+            await tell(
+                store, [one for n in range(150) for one in task(f"{producer}{n}")], producer=producer, seq=number
+            )
+        flood = [one for n in range(900) for one in task(f"f{n}", ("lie", "open", "done"))]
+        await tell(store, flood, producer="flood")
+        await tell(store, [one for n in range(300) for one in task(f"same{n}", target="same")], producer="flood", seq=1)
+        await project(store)
+        config = msgspec.structs.replace(SFT, producer_share=0.3)
+        train, _, manifest = await written(store, tmp_path / "data", config)
+        lies = sum(row.actions[0] == "lie" for row in train)
+        assert lies <= 0.3 * len(train) + 2  # and the two rows that it repeated
+        assert manifest.files[TRAIN_FILE].capped["flood"] > 0
+        assert set(manifest.files[TRAIN_FILE].capped) == {"flood"}
+        assert sum("same" in row.prompt for row in train) <= 2
+        all_of_it, _, _ = await written(store, tmp_path / "data", SFT)
+        assert sum(row.actions[0] == "lie" for row in all_of_it) > 0.5 * len(all_of_it)
+
+
+async def test_the_newest_episodes_are_taken_and_the_older_ones_are_told_of(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for n in range(20):
+            await tell(store, task(f"t{n:02}"), seq=n, at_ms=1_000 * (n + 1))
+        await project(store)
+        config = msgspec.structs.replace(SFT, max_episodes=5)
+        train, held_out, manifest = await written(store, tmp_path / "data", config)
+        assert {row.prompt.split()[1] for row in train + held_out} == {f"t{n}" for n in range(15, 20)}
+        assert manifest.passed_over == {
+            f"{SEQUENCE}: older than the newest 5": 15,
+            "worker_task: older than the newest 5": 15,
+        }
+
+
+async def test_a_learn_model_that_fails_loses_its_own_episode_and_no_other(tmp_path: Path) -> None:
+    class Careless(WorkerDecisionSequenceLearn):
+        def convert(self, episode: Episode, context: EpisodeContext) -> TrainingData:
+            if episode.task_id == "t3":
+                raise KeyError("no such thing")
+            return super().convert(episode, context)
+
+    async with opened(tmp_path) as store:
+        for n in range(8):
+            await tell(store, task(f"t{n}"), seq=n)
+        await project(store)
+        train, held_out, manifest = await written(store, tmp_path / "data", models=lambda *_: [Careless(rules=RULES)])
+        assert {row.prompt.split()[1] for row in train + held_out} == {f"t{n}" for n in range(8) if n != 3}
+        assert manifest.excluded == {"the learn model failed": 1}
+        assert [one.episode_id for one in manifest.excluded_episodes] == [f"{SEQUENCE}:t3:0:0"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+async def test_a_scenario_without_episodes_gives_empty_files(tmp_path: Path, kind: Any) -> None:
+    async with opened(tmp_path, kind) as store:
+        train, held_out, manifest = await written(store, tmp_path / "data")
+        assert (train, held_out) == ([], [])
+        assert manifest.files[HELD_OUT_FILE].examples == 0

@@ -1,0 +1,86 @@
+"""What the training data of an adapter was: `manifest.json`, beside the rows and kept with the registered adapter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from worker.durable import replace_file
+from worker.episodes.model import Excluded
+from worker.training.lora.examples import Side
+from worker.training.lora.inputs import HELD_OUT_FILE, MANIFEST_FILE, TRAIN_FILE, LoraConfig, Objective
+
+
+class ManifestFile(Struct, frozen=True, kw_only=True):
+    """One file of rows."""
+
+    sha256: str
+    examples: int  # rows
+    lived: int  # examples that they stand for, repeated ones counted
+    episodes: list[str]  # all that are taught from, sorted
+    capped: dict[str, int]  # rows left out, by the producer that had brought more than its share
+
+
+class LoraManifest(Struct, frozen=True, kw_only=True):
+    """Follows from the data and the settings alone: the same records in any order give the same manifest."""
+
+    format: int = 1
+    scenario: str
+    objective: Objective
+    learn_models: list[str]
+    holdout: float
+    producer_share: float
+    max_episodes: int
+    files: dict[str, ManifestFile]
+    #: Held-out rows whose prompt and answer are trained on too, from another session.
+    seen: int
+    #: Episodes that were not looked at, by reason.
+    passed_over: dict[str, int]
+    #: Episodes that gave no example, by kind of reason, and each of them with its reason.
+    excluded: dict[str, int]
+    excluded_episodes: list[Excluded]
+
+
+def write_data(
+    directory: Path,
+    sides: tuple[Side, Side],
+    *,
+    scenario: str,
+    config: LoraConfig,
+    learn_models: list[str],
+    passed_over: dict[str, int],
+    excluded: list[Excluded],
+) -> tuple[LoraManifest, str]:
+    """Put both files of rows and the manifest in `directory`, read-only; the manifest and its SHA-256."""
+    files = {}
+    for name, side in zip((TRAIN_FILE, HELD_OUT_FILE), sides, strict=True):
+        lines = msgspec.json.Encoder().encode_lines(side.rows)
+        replace_file(directory / name, lines, mode=0o400)
+        files[name] = ManifestFile(
+            sha256=hashlib.sha256(lines).hexdigest(),
+            examples=len(side.rows),
+            lived=sum(row.times for row in side.rows),
+            episodes=side.episodes,
+            capped=side.capped,
+        )
+    manifest = LoraManifest(
+        scenario=scenario,
+        objective=config.objective,
+        learn_models=learn_models,
+        holdout=config.holdout,
+        producer_share=config.producer_share,
+        max_episodes=config.max_episodes,
+        files=files,
+        seen=sum(row.seen for row in sides[1].rows),
+        passed_over=passed_over,
+        # What stands before the colon: behind it a learn model may name the episode, so no two are the same.
+        excluded=dict(sorted(Counter(one.reason.partition(":")[0] for one in excluded).items())),
+        excluded_episodes=sorted(excluded, key=lambda one: (one.episode_id, one.reason)),
+    )
+    data = msgspec.json.encode(manifest, order="sorted")
+    replace_file(directory / MANIFEST_FILE, data, mode=0o400)
+    return manifest, hashlib.sha256(data).hexdigest()
