@@ -6,6 +6,7 @@ directory.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -14,12 +15,23 @@ from typing import Protocol, TypeAlias
 
 from pydantic import SecretStr
 
+from tests.contract.adapter_building import answer_of
+from tests.contract.fake_llama_router import FakeLlamaRouter
+from tests.contract.fake_receiver import FakeReceiver
 from tests.contract.fake_vllm import FakeVllm
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
+from worker.models.applicators.adapter_webhook import AdapterWebhook
+from worker.models.applicators.files import FilesApplicator
+from worker.models.applicators.inference_client import InferenceClient
+from worker.models.applicators.llama_client import LlamaClient
+from worker.models.applicators.llama_router import LlamaRouterApplicator
+from worker.models.applicators.noop import NoopApplicator
 from worker.models.applicators.port import Applicator
+from worker.models.applicators.router_preset import PresetFile
 from worker.models.applicators.vllm import VllmApplicator
 from worker.models.applicators.vllm_client import VllmClient
+from worker.models.applicators.webhook import WebhookApplicator
 
 Hook: TypeAlias = Callable[[str], Awaitable[None]]
 SECRET = "canary-key"
@@ -36,6 +48,10 @@ class Kind:
     many_scenarios: bool = True
     #: What is served outlives the worker's process.
     outlives: bool = True
+    #: An adapter that turns out bad never takes the place of the one before; else the applier has to put that back.
+    keeps: bool = True
+    #: There is something that can fail.
+    fails: bool = True
 
 
 class AdapterWorld(Protocol):
@@ -108,4 +124,166 @@ async def vllm_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
         await server.stop()
 
 
-WORLDS: dict[str, Kind] = {"vllm": Kind(make=vllm_world)}
+class RouterWorld:
+    """llama-server in router mode, played."""
+
+    def __init__(self, data_dir: Path, server: FakeLlamaRouter) -> None:
+        self.data_dir = data_dir
+        self.server = server
+        self.client = LlamaClient(server.url, SecretStr(SECRET))
+
+    def applicator(self) -> Applicator:
+        return LlamaRouterApplicator(
+            LlamaClient(self.server.url, SecretStr(SECRET)),
+            preset=PresetFile(self.server.preset),
+            data_dir=self.data_dir,
+            serving_base=self.data_dir / "base.gguf",
+            drain_seconds=0.2,
+            quiet_seconds=0.0,
+        )
+
+    async def answer(self, scenario: str) -> str | None:
+        current = AdapterPointer(self.data_dir, scenario).current()
+        if current is None or current.endpoint is None:
+            return None
+        assert current.endpoint.url == self.server.url
+        try:
+            return await self.client.complete(current.endpoint.model, "what next?", max_tokens=8)
+        except ApplyFailed:
+            return None
+
+    def trouble(self, *, on: bool) -> None:
+        self.server.refuse_loads = on
+
+    async def restart_server(self) -> None:
+        self.server.restart()
+
+    def on_call(self, hook: Hook | None) -> None:
+        self.server.on_call = hook
+
+
+@asynccontextmanager
+async def router_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
+    """A router, played by `FakeLlamaRouter`."""
+    preset = PresetFile(data_dir / "preset.ini")
+    preset.create()
+    server = FakeLlamaRouter(preset.path, api_key=SECRET)
+    await server.start()
+    world = RouterWorld(data_dir, server)
+    try:
+        yield world
+    finally:
+        await world.client.close()
+        await server.stop()
+
+
+class FilesWorld:
+    """No server: a node takes the files that the document names."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self._folder = data_dir / "current"
+
+    def applicator(self) -> Applicator:
+        return FilesApplicator(self.data_dir, "lora")
+
+    async def answer(self, scenario: str) -> str | None:
+        current = AdapterPointer(self.data_dir, scenario).current()
+        return None if current is None or current.directory is None else answer_of(current.directory / "peft")
+
+    def trouble(self, *, on: bool) -> None:
+        """A link in the folder's place: it can be read through, and is never written through."""
+        aside = self._folder.with_name("aside")
+        if on:
+            self._folder.mkdir(exist_ok=True)
+            self._folder.rename(aside)
+            self._folder.symlink_to(aside)
+        else:
+            self._folder.unlink()
+            aside.rename(self._folder)
+
+    async def restart_server(self) -> None:
+        pass
+
+    def on_call(self, hook: Hook | None) -> None:
+        pass
+
+
+class NoopWorld(FilesWorld):
+    """Nobody is served; what the applicator says is all there is."""
+
+    def applicator(self) -> Applicator:
+        self._newest = NoopApplicator()
+        return self._newest
+
+    async def answer(self, scenario: str) -> str | None:
+        served = await self._newest.served(scenario)
+        for document in self.data_dir.glob(f"models/{scenario}/*/model.json"):
+            if hashlib.sha256(document.read_bytes()).hexdigest() == served:
+                return answer_of(document.parent / "adapter/peft")
+        return None
+
+
+class WebhookWorld:
+    """Somebody's deployment behind a webhook: it takes the files, serves them, and says where."""
+
+    def __init__(self, data_dir: Path, receiver: FakeReceiver) -> None:
+        self.data_dir = data_dir
+        self.receiver = receiver
+        self.client = InferenceClient(receiver.url, None, setting="-")
+
+    def applicator(self) -> Applicator:
+        webhook = WebhookApplicator(
+            SecretStr(f"{self.receiver.url}/hook?token={SECRET}"),
+            key=SecretStr(SECRET), kind="lora", attempts=2, first_wait=0.01,
+        )  # fmt: skip
+        return AdapterWebhook(webhook, self.data_dir)
+
+    async def answer(self, scenario: str) -> str | None:
+        """Of what the receiver serves: a node may ask it before the document says so."""
+        if scenario not in self.receiver.served:
+            return None
+        return await self.client.complete(scenario, "what next?", max_tokens=8)
+
+    def trouble(self, *, on: bool) -> None:
+        self.receiver.refuses = on
+
+    async def restart_server(self) -> None:
+        self.receiver.served.clear()
+
+    def on_call(self, hook: Hook | None) -> None:
+        self.receiver.on_call = hook
+
+
+@asynccontextmanager
+async def webhook_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
+    """A receiver, played by `FakeReceiver`."""
+    receiver = FakeReceiver()
+    await receiver.start()
+    world = WebhookWorld(data_dir, receiver)
+    try:
+        yield world
+    finally:
+        await world.client.close()
+        await receiver.stop()
+
+
+@asynccontextmanager
+async def files_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
+    """A directory."""
+    yield FilesWorld(data_dir)
+
+
+@asynccontextmanager
+async def noop_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
+    """Nothing."""
+    yield NoopWorld(data_dir)
+
+
+WORLDS: dict[str, Kind] = {
+    "files": Kind(make=files_world, probes=False),
+    "llama_router": Kind(make=router_world),
+    "noop": Kind(make=noop_world, probes=False, outlives=False, fails=False),
+    "vllm": Kind(make=vllm_world),
+    "webhook": Kind(make=webhook_world, keeps=False),
+}

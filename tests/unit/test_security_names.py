@@ -10,10 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from worker.cli import cli
+from worker.client.adapters import AdapterPointer
 from worker.client.models import ModelFile
 from worker.client.publisher import RecordPublisher
 from worker.clock import SystemClock
 from worker.errors import ApplyFailed, ConfigurationError, NotFound, StoreUnavailable
+from worker.models.applicators.endpoint import CurrentDocuments
 from worker.models.applicators.files import FilesApplicator
 from worker.models.files import ModelFiles
 from worker.models.registry import Registry
@@ -93,6 +95,8 @@ async def test_s9_no_path_is_made_of_a_hostile_name(tmp_path: Path, name: str) -
     with pytest.raises(ValueError, match="is no scenario name"):
         FilesApplicator(tmp_path).path(name)
     with pytest.raises(ConfigurationError, match="is no scenario name"):
+        AdapterPointer(tmp_path, name)
+    with pytest.raises(ConfigurationError, match="is no scenario name"):
         ModelFile(tmp_path, name)
     for names in ({"scenario": name, "producer_id": "p"}, {"scenario": "S", "producer_id": name}):
         with pytest.raises(ConfigurationError):
@@ -158,11 +162,13 @@ def test_s9_the_lock_and_files_in_the_place_of_links_are_not_written_through(tmp
     current = tmp_path / "current"
     current.mkdir()
     (current / "S.json").symlink_to(victim)
-    FilesApplicator(tmp_path)._write(current / "S.json", b"{}")
+    documents = CurrentDocuments(tmp_path, "offline")
+    documents.write(model(), b"{}")
+    written = (current / "S.json").read_bytes()
     assert not (current / "S.json").is_symlink()
     current.rename(tmp_path / "moved")
     current.symlink_to(tmp_path / "moved")
     with pytest.raises(ApplyFailed):
-        FilesApplicator(tmp_path)._write(current / "S.json", b"new")
-    assert (tmp_path / "moved/S.json").read_bytes() == b"{}"
+        documents.write(model(), b'"new"')
+    assert (tmp_path / "moved/S.json").read_bytes() == written
     assert victim.read_text() == "precious"

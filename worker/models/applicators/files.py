@@ -1,6 +1,7 @@
 """Serves the current model as a file, `<data_dir>/current/<scenario>.json`, which swarm nodes read.
 
-The file is replaced at once, so a reader sees one whole document (`ServedModel`), the old or the new one.
+An adapter's file, `<scenario>.lora.json`, says where its files lie; whoever runs the inference server takes them there.
+Either is replaced at once, so a reader sees one whole document (`ServedModel`), the old or the new one.
 """
 
 # ruff: noqa: D102 - the methods are the port's, documented there
@@ -9,9 +10,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
 
+from msgspec import UnsetType
+
+from worker.models.adapter import ADAPTER_DIR, decode
+from worker.models.adapter_files import check_adapter
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.store.port import Model
+from worker.wire.served import ServedModel
 
 
 class FilesApplicator:
@@ -19,31 +27,47 @@ class FilesApplicator:
 
     name = "files"
 
-    def __init__(self, data_dir: Path) -> None:
-        self._documents = CurrentDocuments(data_dir, "offline")
+    def __init__(self, data_dir: Path, kind: Literal["offline", "lora"] = "offline") -> None:
+        self._current = CurrentDocuments(data_dir, kind)
 
     def path(self, scenario: str) -> Path:
         """The file of a scenario; ValueError for a scenario that is no slug."""
-        return self._documents.path(scenario)
+        return self._current.path(scenario)
 
     def target(self, scenario: str) -> str:
         return self.path(scenario).as_uri()
 
     async def apply(self, model: Model, content: bytes) -> None:
-        await asyncio.to_thread(self._documents.write, model, content)
+        await asyncio.to_thread(self._current.write, model, content)
 
     async def served(self, scenario: str) -> str | None:
-        return await asyncio.to_thread(self._read, scenario)
+        return await asyncio.to_thread(self._look, scenario)
 
-    def _read(self, scenario: str) -> str | None:
+    def _look(self, scenario: str) -> str | None:
         try:
-            document = self._documents.read(scenario)
+            document = self._current.read(scenario)
         except DocumentDamaged:
-            return "unreadable"  # no hash equals it
-        return None if document is None else hashlib.sha256(bytes(document.model)).hexdigest()
+            return "unreadable"  # something is there, and it is no model of ours: no hash equals it
+        if document is None:
+            return None
+        if document.kind == "lora" and (damage := _damage(document)) is not None:
+            return f"an adapter that is damaged: {damage}"
+        return hashlib.sha256(bytes(document.model)).hexdigest()
 
     async def withdraw(self, scenario: str) -> None:
-        await asyncio.to_thread(self._documents.remove, scenario)
+        await asyncio.to_thread(self._current.remove, scenario)
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def _damage(document: ServedModel) -> str | None:
+    """What is wrong with the files of an adapter that the document leads to."""
+    if isinstance(document.uri, UnsetType):
+        return "the document does not say where its files lie"
+    directory = Path(unquote(urlsplit(document.uri).path)) / ADAPTER_DIR
+    try:
+        check_adapter(decode(bytes(document.model)), directory)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None

@@ -2,11 +2,13 @@
 
 POST <url>, body = the `ServedModel` document, headers:
   X-Swarm-Scenario     the scenario
-  X-Swarm-Event        `apply` or `withdraw` (a withdrawal's body is `{"scenario": "..."}`)
+  X-Swarm-Kind         `offline`, or `lora` for an adapter: a scenario may have one of each
+  X-Swarm-Event        `apply` or `withdraw` (a withdrawal's body is `{"scenario": "...", "kind": "..."}`)
   X-Swarm-Signature    `sha256=<hex HMAC-SHA256 of the body>`, where SWARM_WEBHOOK_KEY is set
-A 2xx answer accepts it. What is served is then verified: `GET <url>` with the header X-Swarm-Scenario answers
+A 2xx answer accepts it. What is served is then verified: `GET <url>` with X-Swarm-Scenario and X-Swarm-Kind answers
 `{"sha256": "<hash of the model bytes>"}` (404: none is served). A receiver without GET (405, 501) may say the same in
-its answer to the POST. A receiver that does neither cannot be verified, and the apply fails.
+its answer to the POST. A receiver that does neither cannot be verified, and the apply fails. Of an adapter, either
+answer may hold `{"endpoint": {"url": "http://...", "model": "<name there>"}}` as well (see `adapter_webhook`).
 """
 
 # ruff: noqa: D102 - the methods are the port's, documented there
@@ -27,7 +29,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from worker.errors import ApplyFailed
 from worker.models.applicators.port import served_document
-from worker.store.port import Model
+from worker.store.port import Model, ModelKind
+from worker.wire.served import Endpoint
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +41,7 @@ _NO_GET = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 
 class _Answer(Struct):
     sha256: str | None = None
+    endpoint: Endpoint | None = None
 
 
 class _TransientError(Exception):
@@ -50,16 +54,18 @@ class WebhookApplicator:
     name = "webhook"
 
     def __init__(
-        self, url: SecretStr, *, key: SecretStr | None = None, seconds: float = 10.0, attempts: int = 4,
-        first_wait: float = 0.5,
+        self, url: SecretStr, *, key: SecretStr | None = None, kind: ModelKind = "offline", seconds: float = 10.0,
+        attempts: int = 4, first_wait: float = 0.5,
     ) -> None:  # fmt: skip
         self._url = url
         self._key = key
+        self._kind = kind
         self._seconds = seconds
         self._attempts = attempts
         self._first_wait = first_wait
         self._session: aiohttp.ClientSession | None = None
         self._echoed: dict[str, str] = {}
+        self._endpoints: dict[str, Endpoint] = {}
 
     def target(self, scenario: str) -> str:
         """Scheme and host alone: user, path and query of the URL may hold a token."""
@@ -68,11 +74,12 @@ class WebhookApplicator:
         return f"{parts.scheme}://{parts.hostname}{port}/... ({scenario})"
 
     async def apply(self, model: Model, content: bytes) -> None:
-        self._echoed.pop(model.scenario, None)
+        self._forget(model.scenario)
         status, answer = await self._send("POST", model.scenario, "apply", served_document(model, content))
         self._require_accepted(status, model.scenario)
         if answer.sha256 is not None:
             self._echoed[model.scenario] = answer.sha256
+        self._note_endpoint(model.scenario, answer)
 
     async def served(self, scenario: str) -> str | None:
         status, answer = await self._send("GET", scenario, "ask", None)
@@ -88,16 +95,30 @@ class WebhookApplicator:
         self._require_accepted(status, scenario)
         if answer.sha256 is None:
             raise ApplyFailed(f"{self.target(scenario)} cannot be verified: its answer to GET holds no sha256")
+        self._note_endpoint(scenario, answer)
         return answer.sha256
 
+    def endpoint(self, scenario: str) -> Endpoint | None:
+        """Where the receiver said, last, that it serves the scenario's adapter."""
+        return self._endpoints.get(scenario)
+
     async def withdraw(self, scenario: str) -> None:
-        self._echoed.pop(scenario, None)
-        status, _ = await self._send("POST", scenario, "withdraw", msgspec.json.encode({"scenario": scenario}))
+        self._forget(scenario)
+        body = msgspec.json.encode({"scenario": scenario, "kind": self._kind})
+        status, _ = await self._send("POST", scenario, "withdraw", body)
         self._require_accepted(status, scenario)
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+    def _note_endpoint(self, scenario: str, answer: _Answer) -> None:
+        if answer.endpoint is not None:
+            self._endpoints[scenario] = answer.endpoint
+
+    def _forget(self, scenario: str) -> None:
+        self._echoed.pop(scenario, None)
+        self._endpoints.pop(scenario, None)
 
     def _require_accepted(self, status: int, scenario: str) -> None:
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
@@ -121,7 +142,7 @@ class WebhookApplicator:
         raise AssertionError("unreachable: the last try either returns or raises")
 
     async def _send_once(self, method: str, scenario: str, event: str, body: bytes | None) -> tuple[int, _Answer]:
-        headers = {"X-Swarm-Scenario": scenario, "X-Swarm-Event": event}
+        headers = {"X-Swarm-Scenario": scenario, "X-Swarm-Kind": self._kind, "X-Swarm-Event": event}
         if body is not None:
             headers["Content-Type"] = "application/json"
             if self._key is not None:

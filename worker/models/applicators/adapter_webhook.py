@@ -1,0 +1,76 @@
+"""Serves adapters by somebody else's deployment, told over the webhook, and asked where it says that it serves them.
+
+The receiver gets the document of the adapter, whose `uri` says where its files lie, and answers as `webhook` says. If
+it names the endpoint at which it serves the adapter, that is probed, and nodes find it in the scenario's document.
+"""
+
+# ruff: noqa: D102 - the methods are the port's, documented there
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from worker.errors import ApplyFailed
+from worker.models.adapter import AdapterUnreadable, decode
+from worker.models.applicators.endpoint import CurrentDocuments
+from worker.models.applicators.inference_client import InferenceClient, ServerRefused
+from worker.models.applicators.probe import probe
+from worker.models.applicators.webhook import WebhookApplicator
+from worker.store.port import Model
+from worker.wire.served import Endpoint
+
+
+class AdapterWebhook:
+    """Hands adapters to a receiver, sees what it serves, and tells the nodes."""
+
+    name = "webhook"
+
+    def __init__(self, webhook: WebhookApplicator, data_dir: Path) -> None:
+        """`webhook` is of kind lora."""
+        self._webhook = webhook
+        self._current = CurrentDocuments(data_dir, "lora")
+
+    def target(self, scenario: str) -> str:
+        return self._webhook.target(scenario)
+
+    async def apply(self, model: Model, content: bytes) -> str | None:
+        await self._webhook.apply(model, content)
+        served = await self._webhook.served(model.scenario)
+        if served != model.sha256:
+            raise ApplyFailed(f"{self.target(model.scenario)} took {model.sha256} and serves {served or 'nothing'}")
+        endpoint = self._webhook.endpoint(model.scenario)
+        detail = "the receiver named no endpoint: its word was taken" if endpoint is None else None
+        if endpoint is not None:
+            detail = await self._probe(model, content, endpoint)
+        await asyncio.to_thread(self._current.write, model, content, endpoint)
+        return detail
+
+    async def served(self, scenario: str) -> str | None:
+        return await self._webhook.served(scenario)
+
+    async def withdraw(self, scenario: str) -> None:
+        await asyncio.to_thread(self._current.remove, scenario)
+        await self._webhook.withdraw(scenario)
+
+    async def close(self) -> None:
+        await self._webhook.close()
+
+    async def _probe(self, model: Model, content: bytes, endpoint: Endpoint) -> str:
+        if urlsplit(endpoint.url).scheme not in ("http", "https"):
+            raise ApplyFailed(f"{self.target(model.scenario)} names an endpoint that is no http(s) URL")
+        client = InferenceClient(endpoint.url, None, setting="the endpoint in the receiver's answer")
+        try:
+            result = await probe(client, decode(content), endpoint.model)
+        except AdapterUnreadable as error:
+            raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}") from error
+        except ServerRefused as error:
+            if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                return f"{client.shown} wants a key, which is not ours: no answer was compared"
+            raise
+        finally:
+            await client.close()
+        if not result.served:
+            raise ApplyFailed(f"{client.shown} does not answer as {endpoint.model} does: {result.detail}")
+        return result.detail
