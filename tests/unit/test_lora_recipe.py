@@ -1,0 +1,130 @@
+"""The recipe of adapters: what is frozen for a run stays the same at every attempt."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.unit.told_building import RULES, models_of, project, task, tell
+from tests.unit.training_world import opened
+from worker.errors import ApplyFailed
+from worker.store.port import Model, Run, Store
+from worker.training.child import ChildLauncher
+from worker.training.lora.inputs import HELD_OUT_FILE, TRAIN_FILE, LoraChampion, LoraConfig, read_lora_input
+from worker.training.lora.recipe import LoraPlan, lora_recipe
+from worker.training.recipe import Recipe
+
+RUN = Run(
+    run_id="11111111-1111-1111-1111-111111111111", scenario="S", kind="lora", state="running", trigger={},
+    window_lo=1, window_hi=3, requested_at_ms=1,
+)  # fmt: skip
+
+
+class Champion:
+    """A registry with one adapter, or none; its files are as `damaged` says."""
+
+    def __init__(self, directory: Path | None = None, *, damaged: bool = False) -> None:
+        self._directory = directory
+        self._damaged = damaged
+
+    async def champion(self, scenario: str, kind: Any) -> Model | None:
+        if self._directory is None:
+            return None
+        return Model(
+            model_id="m1", scenario=scenario, version=1, kind=kind, run_id="r", created_at_ms=1,
+            uri=self._directory.as_uri(), sha256="abc", lineage={}, metrics={}, gate_verdict="blessed", gate_reasons=[],
+        )  # fmt: skip
+
+    async def read(self, model: Model) -> bytes:
+        if self._damaged:
+            raise ApplyFailed(f"model {model.model_id} was changed")
+        return b"{}"
+
+
+def recipe_over(store: Store, tmp_path: Path, registry: Any) -> Recipe:
+    plan = LoraPlan(
+        config=LoraConfig(base_model="base", holdout=RULES.holdout),
+        models_of=models_of,
+        rules_of=lambda _: RULES,
+        runs_dir=tmp_path / "data",
+        outputs_dir=tmp_path / "adapters",
+        checkpoint_steps=7,
+        serving_base=tmp_path / "base.gguf",
+    )
+    return lora_recipe(store, registry, plan, ChildLauncher(timeout=1, memory_mb=0))
+
+
+async def test_a_run_freezes_what_is_stored_and_names_its_files_by_their_hashes(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for n in range(20):
+            await tell(store, task(f"t{n}"), seq=n)
+        await project(store)
+        recipe = recipe_over(store, tmp_path, Champion(tmp_path))
+        run_dir = recipe.input_of(RUN.run_id)
+        frozen = await recipe.freeze(RUN, run_dir)
+        given, _ = read_lora_input(run_dir)
+        assert given.kind == "lora"
+        assert given.champion == LoraChampion(model_id="m1", sha256="abc", directory=str(tmp_path))
+        assert (given.window.lo, given.window.hi, given.facts.last_batch_no) == (1, 20, 20)
+        assert given.train_examples + given.held_out_examples == 40
+        assert given.surroundings.output_dir == str(tmp_path / "adapters" / RUN.run_id)
+        assert (given.surroundings.checkpoint_steps, given.surroundings.serving_base) == (
+            7,
+            str(tmp_path / "base.gguf"),
+        )
+        assert frozen.facts == given.facts
+        assert frozen.manifest is not None
+        assert frozen.manifest.is_file()
+        assert frozen.lineage["data_sha256"] == given.manifest_sha256
+        assert frozen.lineage["counts"]["examples"] == given.train_examples
+        assert run_dir.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_retry_sees_the_same_data_whatever_came_in_meanwhile(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, task("t1"))
+        await project(store)
+        recipe = recipe_over(store, tmp_path, Champion())
+        run_dir = recipe.input_of(RUN.run_id)
+        await recipe.freeze(RUN, run_dir)
+        before = read_lora_input(run_dir)
+        await tell(store, task("t2"), seq=1)
+        await project(store)
+        await recipe.freeze(RUN, run_dir)
+        assert read_lora_input(run_dir) == before
+        await recipe.freeze(msgspec.structs.replace(RUN, run_id="another"), run_dir)
+        assert read_lora_input(run_dir)[0].train_examples + read_lora_input(run_dir)[0].held_out_examples == 4
+
+
+async def test_torn_files_are_frozen_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, task("t1"))
+        await project(store)
+        recipe = recipe_over(store, tmp_path, Champion())
+        run_dir = recipe.input_of(RUN.run_id)
+        await recipe.freeze(RUN, run_dir)
+        before = read_lora_input(run_dir)
+        for name in (TRAIN_FILE, HELD_OUT_FILE):
+            (run_dir / name).unlink()
+            (run_dir / name).write_bytes(b'{"torn')
+        await recipe.freeze(RUN, run_dir)
+        assert read_lora_input(run_dir) == before
+
+
+async def test_a_champion_that_is_damaged_or_gone_is_not_compared_with(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, task("t1"))
+        await project(store)
+        run_dir = tmp_path / "data" / RUN.run_id
+        await recipe_over(store, tmp_path, Champion(tmp_path, damaged=True)).freeze(RUN, run_dir)
+        assert read_lora_input(run_dir)[0].champion is None
+        shutil.rmtree(run_dir)
+        live = tmp_path / "live"
+        live.mkdir()
+        await recipe_over(store, tmp_path, Champion(live)).freeze(RUN, run_dir)
+        live.rmdir()
+        await recipe_over(store, tmp_path, Champion()).freeze(RUN, run_dir)
+        assert read_lora_input(run_dir)[0].champion is None
