@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection
+from http import HTTPStatus
 from pathlib import Path
 
 import structlog
@@ -24,6 +25,7 @@ from worker import crash
 from worker.errors import ApplyFailed
 from worker.models import adapter
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
+from worker.models.applicators.inference_client import ServerRefused
 from worker.models.applicators.llama_client import ListedModel, LlamaClient
 from worker.models.applicators.probe import probe
 from worker.models.applicators.router_preset import (
@@ -39,6 +41,8 @@ from worker.wire.served import Endpoint, ServedModel
 
 log = structlog.get_logger(__name__)
 
+#: How the router refuses a request for a section that has no process: it may not load one, or could not.
+_NOT_RUNNING = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR})
 #: Seconds between two looks at the router.
 _LOOK_SECONDS = 0.1
 #: Seconds until a large base is in memory.
@@ -63,6 +67,7 @@ class LlamaRouterApplicator:
         serving_base: Path,
         drain_seconds: float,
         load_seconds: float = _LOAD_SECONDS,
+        quiet_seconds: float = _QUIET_SECONDS,
     ) -> None:
         """`serving_base` is the GGUF file under the adapters; `drain_seconds` bound the wait for an old one's users."""
         self._client = client
@@ -71,13 +76,17 @@ class LlamaRouterApplicator:
         self._base = serving_base.absolute()
         self._drain_seconds = drain_seconds
         self._load_seconds = load_seconds
+        self._quiet_seconds = quiet_seconds
         self._preset_turn = asyncio.Lock()
 
     def target(self, scenario: str) -> str:
         return f"{self._client.shown} ({scenario})"
 
-    async def apply(self, model: Model, content: bytes) -> None:
-        document = adapter.decode(content)
+    async def apply(self, model: Model, content: bytes) -> str:
+        try:
+            document = adapter.decode(content)
+        except adapter.AdapterUnreadable as error:
+            raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}; train again") from error
         file = adapter.adapter_directory(model) / adapter.GGUF_FILE
         if not file.is_file():
             raise ApplyFailed(
@@ -105,21 +114,31 @@ class LlamaRouterApplicator:
             await self._release(await self._running(model.scenario, but={name}))
         except ApplyFailed as error:  # the new one is served: the next apply unloads what is left
             log.warning("old_adapter_still_loaded", scenario=model.scenario, error=str(error))
+        return answers.detail
 
     async def served(self, scenario: str) -> str | None:
+        """A version without a process is served too where the router loads what is asked for."""
         try:
             document = await asyncio.to_thread(self._documents.read, scenario)
-        except DocumentDamaged:
+            name = self._name_in(document)
+            if document is None or name is None:
+                return None
+            content = bytes(document.model)
+            expected = adapter.decode(content)
+        except (DocumentDamaged, adapter.AdapterUnreadable):
             return "unreadable"  # no hash equals it
-        name = self._name_in(document)
-        if document is None or name is None:
-            return None
         listed = await self._look(name)
-        if listed is None or not listed.ready or listed.option("--model") != str(self._base):
+        if listed is None or listed.option("--model") != str(self._base):
             return None
-        content = bytes(document.model)
-        answers = await probe(self._client, adapter.decode(content), name)
-        return hashlib.sha256(content).hexdigest() if answers.served else "other answers than the adapter's"
+        try:
+            answers = await probe(self._client, expected, name)
+        except ServerRefused as error:
+            if error.status in _NOT_RUNNING:
+                return None
+            raise
+        if not answers.asked and not listed.ready:
+            return None
+        return hashlib.sha256(content).hexdigest() if answers.served else f"something else ({answers.detail})"
 
     async def withdraw(self, scenario: str) -> None:
         await asyncio.to_thread(self._documents.remove, scenario)
@@ -203,10 +222,11 @@ class LlamaRouterApplicator:
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = now
-            elif now - quiet_since >= _QUIET_SECONDS:
+            if quiet_since is not None and now - quiet_since >= self._quiet_seconds:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
-        log.warning("adapter_still_in_use", model=name, after_s=self._drain_seconds)
+        if quiet_since is None:
+            log.warning("adapter_still_in_use", model=name, after_s=self._drain_seconds)
 
     async def _until(self, name: str, is_so: Callable[[ListedModel], bool], *, seconds: float) -> ListedModel:
         try:
