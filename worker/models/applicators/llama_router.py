@@ -99,9 +99,8 @@ class LlamaRouterApplicator:
         await self._release(await self._running(model.scenario, but={name, before}))
         await self._put(model.scenario, Section(name, self._base, file), keep={before})
         crash.point("adapter_listed")
-        await self._load(name, limit=props.max_instances)
+        await self._load(name, file, limit=props.max_instances)
         crash.point("adapter_loaded")
-        await self._require_file(name, file)
         answers = await probe(self._client, document, name)
         if not answers.served:
             raise ApplyFailed(f"{name} at {self._client.shown} does not answer as the adapter does: {answers.detail}")
@@ -179,8 +178,8 @@ class LlamaRouterApplicator:
                 await asyncio.to_thread(self._preset.write, text)
             await self._client.models(reload=True)
 
-    async def _load(self, name: str, *, limit: int) -> None:
-        """Have the router run `name`; its own way to make room would stop somebody else's model."""
+    async def _load(self, name: str, file: Path, *, limit: int) -> None:
+        """Have the router run `name`, with `file`; its own way to make room would stop somebody else's model."""
         others = [each.id for each in await self._client.models() if each.running and each.id != name]
         if 0 < limit <= len(others):
             raise ApplyFailed(
@@ -195,10 +194,7 @@ class LlamaRouterApplicator:
                 f"{self._client.shown} could not load {name} (exit code {code}); its log says why. "
                 f"Is {self._base} the base that the adapter was trained on?"
             )
-
-    async def _require_file(self, name: str, file: Path) -> None:
-        listed = await self._look(name)
-        loaded = None if listed is None else listed.option("--lora")
+        loaded = listed.option("--lora")
         if loaded != str(file):
             raise ApplyFailed(
                 f"{self._client.shown} runs {name} with {loaded or 'no adapter'}, not with {file}; "
