@@ -267,6 +267,22 @@ def test_what_is_not_this_scenarios_verified_model_is_never_current(bodies: list
     assert live.current is None
 
 
+def test_an_adapter_beside_it_leaves_the_live_model_where_it_is() -> None:
+    """A scenario may have one of each kind; the adapter is no offline model, live or missing."""
+    live = LiveModel("S")
+    live.take(event(trained(1)))
+    assert live.take(event(applied(1)))
+    adapter = Applied(
+        scenario="S", model_id="m2", model_version=2, previous_model_id=None, applicator="vllm", target="t",
+        verified=True, by="anna", kind="lora",
+    )  # fmt: skip
+    back = RolledBack(scenario="S", reason="rollback", details={"live_model_id": "m3", "kind": "lora"})
+    assert not live.take(event(encoded("learning.applied", "d2", adapter)))
+    assert not live.take(event(encoded("learning.rolled_back", "d3", back)))
+    assert live.current is not None
+    assert (live.current.model_id, live.missing) == ("m1", None)
+
+
 def test_the_model_in_an_event_is_its_file_to_the_byte() -> None:
     data = event(trained(3)).data
     assert isinstance(data, Trained)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -93,7 +93,7 @@ class AdapterPointer:
             self._current = self._seen = None
         return self._current
 
-    async def follow(self, *, every: float = _LOOK_AGAIN) -> AsyncIterator[CurrentAdapter | None]:
+    async def follow(self, *, every: float = _LOOK_AGAIN) -> AsyncGenerator[CurrentAdapter | None]:
         """The adapter that is served now, and each that takes its place; `every` is in seconds. Raises as `current`."""
         last = await asyncio.to_thread(self.current)
         yield last

@@ -74,7 +74,10 @@ class EventFollower:
 
 
 class LiveModel:
-    """Which model of one scenario is live, told by events: feed it every event, read `current`."""
+    """Which offline model of one scenario is live, told by events: feed it every event, read `current`.
+
+    An adapter beside it is followed by `adapters.AdapterPointer`.
+    """
 
     def __init__(self, scenario: str) -> None:
         self.scenario = scenario
@@ -93,9 +96,9 @@ class LiveModel:
         if isinstance(data, Trained):
             self._remember(data)
             return False
-        if isinstance(data, Applied) and data.verified:
+        if isinstance(data, Applied) and data.verified and data.kind == "offline":
             return self._is_live(data.model_id)
-        if isinstance(data, RolledBack):
+        if isinstance(data, RolledBack) and data.details.get("kind", "offline") == "offline":
             live = data.details.get("live_model_id")
             return isinstance(live, str) and self._is_live(live)
         return False
