@@ -36,6 +36,10 @@ def _guarded(name: str, original: Callable[..., Any], *, deep: bool) -> Callable
             frame = frame.f_back if deep else None
         return original(*arguments, **options)
 
+    if isinstance(original, type):  # torch derives a class from Unpickler, so it must stay one
+        opening: Any = original
+        checked = _guarded(name, opening.__init__, deep=deep)
+        return type(original.__name__, (original,), {"__init__": checked, "__wrapped__": original})
     return guarded
 
 

@@ -1,0 +1,30 @@
+"""What the LoRA tests share: a tiny base model, a real llama-server, and adapters trained once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lora import llama_server
+from tests.lora.tiny import TinyBase, tiny_base
+
+
+@pytest.fixture(scope="session")
+def base() -> TinyBase:
+    """A language model of 0.1 million weights, as a directory and as GGUF."""
+    return tiny_base()
+
+
+@pytest.fixture(scope="session")
+def llama_server_program() -> Path:
+    """A real llama-server; built where it is not in the cache."""
+    return llama_server.llama_server()
+
+
+@pytest.fixture(scope="session")
+def base_server(base: TinyBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[llama_server.RunningServer]:
+    """The base alone, served: to ask it, not to change it."""
+    with llama_server.running_server(["--model", str(base.gguf)], directory=tmp_path_factory.mktemp("server")) as one:
+        yield one
