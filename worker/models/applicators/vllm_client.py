@@ -8,7 +8,7 @@ refused with 400, whatever its path.
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
@@ -41,6 +41,15 @@ class VllmClient(InferenceClient):
 
     def __init__(self, url: str, api_key: SecretStr | None) -> None:
         super().__init__(url, api_key, setting="SWARM_VLLM_URL")
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, seconds: float | None = None, attempts: int = 4
+    ) -> bytes:
+        """As any server's, with the cures that are vLLM's."""
+        try:
+            return await super().ask(method, path, body, seconds=seconds, attempts=attempts)
+        except ServerRefused as error:
+            raise ServerRefused(f"{error}{_cure(path, error)}", error.status) from error
 
     async def adapters(self) -> dict[str, str]:
         """Names of the adapters that it serves now, with the path that each was loaded from."""
@@ -79,18 +88,15 @@ class VllmClient(InferenceClient):
         return frozenset(filter(None, names.split(",")))
 
     async def _change(self, verb: str, body: dict[str, str]) -> None:
-        try:
-            await self.ask("POST", f"/v1/{verb}_lora_adapter", body, seconds=_LOAD_SECONDS)
-        except ServerRefused as error:
-            raise ServerRefused(f"{error}{_cure(verb, error)}", error.status) from error
+        await self.ask("POST", f"/v1/{verb}_lora_adapter", body, seconds=_LOAD_SECONDS)
 
 
-def _cure(verb: str, error: ServerRefused) -> str:
+def _cure(path: str, error: ServerRefused) -> str:
     if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return "; set SWARM_VLLM_API_KEY to its --api-key"
-    # FastAPI's own words for a route that is not there; vLLM's name the adapter.
-    if error.status == HTTPStatus.NOT_FOUND and "lora" not in str(error).partition(": ")[2].lower():
+    if error.status != HTTPStatus.NOT_FOUND or not path.endswith("_lora_adapter"):
+        return ""
+    # FastAPI's own words for a route that is not there name no adapter; vLLM's do.
+    if "lora" not in str(error).partition(": ")[2].lower():
         return "; start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-    if error.status == HTTPStatus.NOT_FOUND and verb == "load":
-        return "; where vLLM runs elsewhere, SWARM_VLLM_MODELS_DIR says where it sees the models"
-    return ""
+    return "; where vLLM runs elsewhere, SWARM_VLLM_MODELS_DIR says where it sees the models"
