@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from worker.errors import ConfigurationError
 from worker.training.limits import (
     EXIT_FILE_TOO_LARGE,
     EXIT_ORPHANED,
@@ -64,9 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = kind_of(options.run_dir)
         _train(kind, options.run_dir)
     except MemoryError:
-        setting = "SWARM_LORA_MEMORY_MB" if kind == "lora" else "SWARM_TRAINING_MEMORY_MB"
-        sys.stderr.write(f"out of memory at {options.memory_mb} MB; raise {setting}\n")
+        at = f" at {limits.memory_mb} MB" if limits.memory_mb else ""
+        cure = "raise SWARM_TRAINING_MEMORY_MB"
+        if kind == "lora":
+            limit = "raise SWARM_LORA_MEMORY_MB or " if limits.memory_mb else ""
+            cure = f"{limit}lower SWARM_LORA_BATCH_SIZE or SWARM_LORA_MAX_SEQ_LENGTH"
+        sys.stderr.write(f"out of memory{at}; {cure}\n")
         return EXIT_OUT_OF_MEMORY
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise

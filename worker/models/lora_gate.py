@@ -1,0 +1,200 @@
+"""The gate of adapters: answers to held-out questions, with the adapter, without it, and with the one that is live.
+
+What counts is the next action: a sequence is right as far as each action, after the true ones before it, is the one
+that greedy decoding would say. The strategies and the three verdicts are those of offline models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct, to_builtins
+
+from worker.learning.rates import rounded, wilson
+from worker.learning.validation import Improvement, Strategy, Verdict, strategy_of
+from worker.models.gate import GateConfig, Weighed
+
+#: Chance of a difference at least as large where there is none, below which it is taken for real.
+_SIGNIFICANT = 0.05
+_DIGITS = 6
+
+
+class Answered(Struct, frozen=True):
+    """How one model did on one held-out example."""
+
+    right: int  # decisions that greedy decoding makes as the answer has them
+    decisions: int
+    nll: float  # negative log-likelihood of the answer, per token
+    prefers: bool | None = None  # dpo: the better answer is likelier than the worse one
+    seen: bool = False  # the same text is among what was trained on
+
+
+class AnswerFigures(Struct, frozen=True, kw_only=True):
+    """One model over all held-out examples."""
+
+    next_action: float  # share of decisions that are right
+    low: float  # its Wilson interval (95 %), over one observation an example, since its decisions hang together
+    high: float
+    exact: float  # share of answers that are right from end to end
+    nll: float
+    preferred: float | None  # dpo: share of pairs
+    examples: int
+    decisions: int
+    unseen_next_action: float | None  # over the examples whose text was not trained on; None without any
+
+
+class Compared(Struct, frozen=True, kw_only=True):
+    """The candidate against another model, example by example."""
+
+    better: int  # examples where the candidate is right more often
+    worse: int
+    p_value: float  # exact McNemar test, two-sided
+    nll_difference: float  # mean; below 0 the candidate is better
+    nll_p_value: float  # paired, normal approximation
+
+
+def figures(answers: Sequence[Answered]) -> AnswerFigures:
+    """Sum up; at least one answer."""
+    decisions = sum(each.decisions for each in answers)
+    rate = sum(each.right for each in answers) / decisions
+    low, high = wilson(rate * len(answers), len(answers))
+    judged = [each.prefers for each in answers if each.prefers is not None]
+    unseen = [each for each in answers if not each.seen]
+    return AnswerFigures(
+        next_action=rounded(rate),
+        low=rounded(low),
+        high=rounded(high),
+        exact=rounded(sum(each.right == each.decisions for each in answers) / len(answers)),
+        nll=round(sum(each.nll for each in answers) / len(answers), _DIGITS),
+        preferred=rounded(sum(judged) / len(judged)) if judged else None,
+        examples=len(answers),
+        decisions=decisions,
+        unseen_next_action=(
+            rounded(sum(each.right for each in unseen) / sum(each.decisions for each in unseen)) if unseen else None
+        ),
+    )
+
+
+def compare(candidate: Sequence[Answered], other: Sequence[Answered]) -> Compared:
+    """Paired: both on the same examples, in the same order."""
+    better = sum(mine.right > theirs.right for mine, theirs in zip(candidate, other, strict=True))
+    worse = sum(mine.right < theirs.right for mine, theirs in zip(candidate, other, strict=True))
+    differences = [mine.nll - theirs.nll for mine, theirs in zip(candidate, other, strict=True)]
+    return Compared(
+        better=better,
+        worse=worse,
+        p_value=rounded(mcnemar(better, worse)),
+        nll_difference=round(sum(differences) / len(differences), _DIGITS),
+        nll_p_value=rounded(_paired_p(differences)),
+    )
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact two-sided McNemar test (1947): a fair coin's chance of a split at least as uneven; 1 where none differ."""
+    number = better + worse
+    tail = sum(math.comb(number, k) for k in range(min(better, worse) + 1))
+    return float(min(1.0, 2 * tail / 2**number))
+
+
+def weigh_adapter(
+    config: GateConfig,
+    objective: Literal["sft", "dpo"],
+    candidate: Sequence[Answered],
+    base: Sequence[Answered],
+    champion: Sequence[Answered] | None,
+) -> Weighed:
+    """Judge an adapter on examples that it never saw, against the base and, where there is one, the live adapter.
+
+    sft is judged by the share of right decisions, dpo by the share of pairs whose better answer is the likelier one.
+    """
+    if not candidate:
+        verdict = Verdict(
+            verdict="not_evaluable", reasons=["no example was held out; more episodes or a larger holdout are needed"]
+        )
+        return Weighed(verdict=verdict, metrics={})
+    mine = figures(candidate)
+    others = {"base": base} | ({} if champion is None else {"champion": champion})
+    metrics = {"candidate": to_builtins(mine)}
+    for name, answers in others.items():
+        metrics[name] = {**to_builtins(figures(answers)), "paired": to_builtins(compare(candidate, answers))}
+    measured = mine.examples if objective == "dpo" else mine.decisions
+    if measured < config.min_samples:
+        reason = f"{measured} decisions were held out; at least {config.min_samples} are needed to tell"
+        return Weighed(verdict=Verdict(verdict="not_evaluable", reasons=[reason]), metrics=metrics)
+    strategy = strategy_of(config.strategy, config.threshold)
+    passed, reasons = True, []
+    for name, answers in others.items():
+        holds, said = _against(name, strategy, objective, candidate, answers)
+        passed = passed and holds
+        reasons += said
+    seen = sum(each.seen for each in candidate)
+    if seen:
+        reasons.append(f"{seen} of {len(candidate)} held-out examples say what other tasks taught as well")
+    return Weighed(verdict=Verdict(verdict="blessed" if passed else "rejected", reasons=reasons), metrics=metrics)
+
+
+def _against(
+    name: str,
+    strategy: Strategy,
+    objective: Literal["sft", "dpo"],
+    candidate: Sequence[Answered],
+    other: Sequence[Answered],
+) -> tuple[bool, list[str]]:
+    """Whether the candidate holds its own against one model, and why."""
+    mine, theirs, paired = figures(candidate), figures(other), compare(candidate, other)
+    what = "preferred answers" if objective == "dpo" else "next actions"
+    value, reference = (
+        (mine.preferred or 0.0, theirs.preferred or 0.0)
+        if objective == "dpo"
+        else (mine.next_action, theirs.next_action)
+    )
+    required = strategy.required(reference)
+    # A tenth more than nothing is nothing: an improvement on 0 has to be one.
+    passed = value >= required and (not isinstance(strategy, Improvement) or value > reference)
+    said = (
+        f"{what} {value:.4f} {'at least' if passed else 'below'} the required {required:.4f} "
+        f"({strategy.__struct_config__.tag}; {name}: {reference:.4f}; right more often in {paired.better} examples, "
+        f"less in {paired.worse}, p {paired.p_value:.3g}; negative log-likelihood {mine.nll:.4f}, {name}: "
+        f"{theirs.nll:.4f})"
+    )
+    reasons = [said]
+    trouble = _trouble(objective, candidate, other, even=value == reference)
+    if trouble:
+        return False, [*reasons, f"against {name}: {trouble}"]
+    if passed and paired.p_value >= _SIGNIFICANT and objective == "sft":
+        reasons.append(f"not significant against {name}: it may be chance")
+    return passed, reasons
+
+
+def _trouble(
+    objective: Literal["sft", "dpo"], candidate: Sequence[Answered], other: Sequence[Answered], *, even: bool
+) -> str | None:
+    """What speaks against an adapter whatever its rate."""
+    paired = compare(candidate, other)
+    if objective == "dpo":
+        # Training on preferences may take likelihood from both answers, down to where neither is said any more.
+        lost = paired.worse > paired.better and paired.p_value < _SIGNIFICANT
+        return f"right in fewer answers, p {paired.p_value:.3g}" if lost else None
+    if even and paired.nll_difference > 0:
+        return "right as often, and the answers are less likely"
+    surer = paired.better > paired.worse and paired.p_value < _SIGNIFICANT
+    if paired.nll_difference > 0 and paired.nll_p_value < _SIGNIFICANT and not surer:
+        return f"the answers are less likely, p {paired.nll_p_value:.3g}"
+    unseen = [(mine, theirs) for mine, theirs in zip(candidate, other, strict=True) if not mine.seen]
+    if unseen:
+        new = compare([mine for mine, _ in unseen], [theirs for _, theirs in unseen])
+        if new.worse > new.better and new.p_value < _SIGNIFICANT:
+            return f"right less often on texts that it was not trained on, p {new.p_value:.3g}"
+    return None
+
+
+def _paired_p(differences: Sequence[float]) -> float:
+    """Two-sided chance of a mean this far from 0; 1 for fewer than two differences or none at all."""
+    number = len(differences)
+    mean = sum(differences) / number
+    variance = sum((each - mean) ** 2 for each in differences) / (number - 1) if number > 1 else 0.0
+    if variance == 0.0:
+        return 1.0 if number < 2 or mean == 0.0 else 0.0  # noqa: PLR2004 - one difference has no spread
+    return math.erfc(abs(mean) / math.sqrt(variance / number) / math.sqrt(2))

@@ -1,0 +1,146 @@
+"""The model that an adapter is trained on: a local directory, a GGUF file or a hub id. No pickle, no code of others."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from worker.errors import ConfigurationError
+from worker.models.adapter import BaseModel
+
+#: What a download takes: no pickle, no code.
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+#: Linear layers outside of the decoder's layers (the head), and experts that servers keep stacked, take no adapter.
+_IN_A_LAYER = re.compile(r"\.(layers|h|blocks)\.\d+\.")
+_STACKED = re.compile(r"\.experts\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A model in memory, and what says which it is."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    document: BaseModel
+    path: Path  # the directory or the GGUF file that it came from
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it can take; None where it does not say."""
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        return int(longest) if longest else None
+
+
+def device_of(setting: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Where to train; `ConfigurationError` where there is no GPU and one is asked for."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("SWARM_LORA_DEVICE: cuda, but torch finds no GPU; set cpu or auto")
+    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_base(name: str, device: torch.device) -> Base:
+    """Read the model and its tokenizer; `ConfigurationError` where they are not there or of no use."""
+    transformers_logging.disable_progress_bar()
+    path = _located(name)
+    weights = _weights(path)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if path.is_file():
+        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    # On a GPU bfloat16 halves the memory; a CPU is slow with it. The adapter itself is float32 in both cases.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"SWARM_LORA_BASE_MODEL: {name} cannot be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise ConfigurationError(
+            f"SWARM_LORA_BASE_MODEL: {name} has no chat template, so it cannot tell a question from an answer; "
+            "take the instruction-tuned model of its family"
+        )
+    cast("nn.Module", model).to(device).eval()
+    document = BaseModel(name=_short(name), architecture=model.config.model_type, sha256=_sha256(weights))
+    return Base(model=model, tokenizer=tokenizer, document=document, path=path)
+
+
+def require_servable(model: nn.Module, targets: Sequence[str]) -> None:
+    """`ConfigurationError` where an adapter on these modules could not be made, or not be served.
+
+    llama.cpp skips or refuses adapters of the head and the embeddings (its issues #11554, #9065), vLLM too.
+    """
+    servable: dict[str, bool] = {}
+    for name, module in model.named_modules():
+        last = name.rsplit(".", 1)[-1]
+        fits = isinstance(module, nn.Linear) and bool(_IN_A_LAYER.search(f".{name}")) and not _STACKED.search(name)
+        servable[last] = servable.get(last, True) and fits
+    for target in targets:
+        if not servable.get(target, False):
+            choices = ", ".join(sorted(name for name, fits in servable.items() if fits))
+            what = "is no linear layer of attention or MLP, so no server takes it" if target in servable else "is not"
+            raise ConfigurationError(
+                f"SWARM_LORA_TARGET_MODULES: {target} {what} in this base model; choose from {choices}"
+            )
+
+
+def _located(name: str) -> Path:
+    """The local directory or file; a hub id is downloaded, or found where an earlier run left it."""
+    path = Path(name)
+    if path.exists():
+        return path
+    if path.is_absolute() or name.startswith(".") or name.endswith(".gguf"):
+        raise ConfigurationError(f"SWARM_LORA_BASE_MODEL: {name} is not there")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except (
+        RepositoryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        ValueError,
+    ) as error:
+        raise ConfigurationError(
+            f"SWARM_LORA_BASE_MODEL: {name} is no directory and cannot be had from the hub: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _weights(path: Path) -> list[Path]:
+    """The files of weights, in order."""
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ConfigurationError(
+            f"SWARM_LORA_BASE_MODEL: {path} has no *.safetensors; pickled weights (*.bin) are not loaded: convert them"
+        )
+    return files
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _short(name: str) -> str:
+    """A hub id as it is, of a path the last part."""
+    return Path(name).name if Path(name).exists() else name

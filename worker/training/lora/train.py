@@ -1,0 +1,247 @@
+"""What a LoRA training does between reading its input and writing its result. Runs in the child: it alone has torch."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+import transformers
+from msgspec.structs import replace
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+
+from worker import __version__
+from worker.durable import make_private_directory, replace_file
+from worker.learning.offline_model import MODEL_FILE
+from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterModel, Probe, encode
+from worker.models.gate import Weighed
+from worker.models.lora_gate import Answered, weigh_adapter
+from worker.training.lora.base import Base, device_of, load_base, require_servable
+from worker.training.lora.champion import CANDIDATE, CHAMPION, load_champion
+from worker.training.lora.checkpoints import Checkpoints
+from worker.training.lora.dpo import dpo_loss
+from worker.training.lora.evaluate import evaluate, passes
+from worker.training.lora.files import files_below, write_peft
+from worker.training.lora.inputs import (
+    HELD_OUT_FILE,
+    TRAIN_FILE,
+    LoraConfig,
+    read_examples,
+    read_lora_input,
+)
+from worker.training.lora.loop import Loss, train
+from worker.training.lora.probes import probes_of
+from worker.training.lora.progress import JUDGED, LOADED, PROBED, TRAINED, Report, StepProgress
+from worker.training.lora.schedule import Schedule
+from worker.training.lora.sft import sft_loss
+from worker.training.lora.tokens import Encoded, Encoder
+from worker.training.lora.world import joined
+from worker.training.results import RESULT_FILE, TrainingResult, encode_result
+
+#: How torch says that there is no memory left, where it does not raise an error of that name.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def train_adapter(run_dir: Path, report: Report) -> None:
+    """Train by `input.json` in `run_dir`; leave `adapter/`, `model.json` and, last, `result.json` where it says.
+
+    `ConfigurationError` where a setting makes it impossible, `MemoryError` where the machine is too small.
+    """
+    try:
+        _Training(run_dir, report).run()
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise MemoryError(str(error)) from error
+        raise
+
+
+class _Training:
+    """One run."""
+
+    def __init__(self, run_dir: Path, report: Report) -> None:
+        self._started = time.monotonic()
+        self._run_dir = run_dir
+        self._report = report
+        report(0.0, "reading")
+        self._given, self._input_sha256 = read_lora_input(run_dir)
+        self._output = Path(self._given.surroundings.output_dir)
+
+    def run(self) -> None:
+        config = self._given.config
+        _make_deterministic()
+        device = device_of(config.device)
+        self._report(0.01, f"loading {Path(config.base_model).name}")
+        base = load_base(config.base_model, device)
+        require_servable(base.model, config.target_modules)
+        encoder = Encoder(base.tokenizer)
+        limit = min(config.max_seq_length, base.longest or config.max_seq_length)
+        examples, too_long = encoder.within(read_examples(self._run_dir / TRAIN_FILE), limit)
+        if len(examples) < config.min_examples:
+            self._nothing(len(examples), too_long, limit)
+            return
+        held_out, held_out_too_long = encoder.within(read_examples(self._run_dir / HELD_OUT_FILE), limit)
+        model = _with_adapter(base, config)
+        with joined(device) as world:
+            trained = train(
+                model,
+                examples,
+                _loss_of(model, config, encoder.pad),
+                schedule=self._schedule(len(examples)),
+                learning_rate=config.learning_rate,
+                checkpoints=Checkpoints(self._output, identity=self._identity(base)),
+                checkpoint_steps=self._given.surroundings.checkpoint_steps,
+                on_step=self._on_step(len(examples)) if world.leads else lambda _done, _loss: None,
+                world=world,
+            )
+        if not world.leads:
+            return
+        weighed, answered = self._weigh(model, base, held_out, encoder.pad)
+        self._report(JUDGED, "looking for answers that changed")
+        probes = probes_of(model, _likeliest_to_change(answered, held_out, examples), encoder)
+        self._report(PROBED, "writing")
+        content = encode(self._document(model, base, len(examples), probes))
+        replace_file(self._output / MODEL_FILE, content)
+        metrics = {
+            "examples": len(examples),
+            "held_out_examples": len(held_out),
+            "too_long": too_long,
+            "held_out_too_long": held_out_too_long,
+            "tokens": sum(len(each.chosen.ids) for each in examples),
+            "steps": trained.steps,
+            "resumed_at_step": trained.resumed_at,
+            "final_loss": trained.final_loss,
+            "device": str(device),
+            "probes": len(probes),
+            "held_out": weighed.metrics,
+        }
+        self._end(
+            outcome="model", model_sha256=hashlib.sha256(content).hexdigest(), metrics=metrics, gate=weighed.verdict
+        )
+
+    def _schedule(self, examples: int) -> Schedule:
+        config = self._given.config
+        return Schedule(
+            examples=examples, epochs=config.epochs, batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation, seed=config.seed,
+        )  # fmt: skip
+
+    def _on_step(self, examples: int) -> StepProgress:
+        steps = self._schedule(examples).steps
+        self._report(LOADED, f"training on {examples} examples, {steps} steps")
+        return StepProgress(self._report, steps=steps, clock=time.monotonic)
+
+    def _identity(self, base: Base) -> str:
+        """Of what a checkpoint is of: another input, base or library would give another adapter."""
+        return f"{self._input_sha256} {base.document.sha256} torch {torch.__version__} peft {peft.__version__}"
+
+    def _weigh(
+        self, model: PeftModel, base: Base, held_out: Sequence[Encoded], pad: int
+    ) -> tuple[Weighed, tuple[list[Answered], list[Answered]]]:
+        """The gate's word, and how the candidate and the base did."""
+        given, config = self._given, self._given.config
+        left_out = None if given.champion is None else load_champion(model, given.champion, base.document)
+        compared = given.champion is not None and left_out is None
+        done, of = 0, passes(held_out, config.batch_size) * (3 if compared else 2)
+
+        def on_batch() -> None:
+            nonlocal done
+            done += 1
+            self._report(TRAINED + (JUDGED - TRAINED) * done / of, f"judging on {len(held_out)} held-out examples")
+
+        ask = partial(evaluate, model, held_out, batch_size=config.batch_size, pad=pad, on_batch=on_batch)
+        candidate = ask()
+        with model.disable_adapter():
+            without = ask()
+        champion: list[Answered] | None = None
+        if compared:
+            model.set_adapter(CHAMPION)
+            champion = ask()
+            model.set_adapter(CANDIDATE)
+            model.delete_adapter(CHAMPION)
+        weighed = weigh_adapter(config.gate, config.objective, candidate, without, champion)
+        if left_out is not None:
+            reasons = [*weighed.verdict.reasons, f"not compared with the live adapter: {left_out}"]
+            weighed = replace(weighed, verdict=replace(weighed.verdict, reasons=reasons))
+        return weighed, (candidate, without)
+
+    def _document(self, model: PeftModel, base: Base, examples: int, probes: list[Probe]) -> AdapterModel:
+        """Write the adapter's files, whole or not at all, and say what they are."""
+        config = self._given.config
+        unfinished, directory = self._output / f".{ADAPTER_DIR}", self._output / ADAPTER_DIR
+        for left in (unfinished, directory):
+            shutil.rmtree(left, ignore_errors=True)
+        make_private_directory(unfinished)
+        write_peft(model, unfinished / PEFT_DIR, base=base.document.name)
+        unfinished.rename(directory)
+        return AdapterModel(
+            scenario=self._given.scenario,
+            objective=config.objective,
+            base=base.document,
+            rank=config.rank,
+            alpha=config.alpha,
+            target_modules=sorted(config.target_modules),
+            examples=examples,
+            data_sha256=self._given.manifest_sha256,
+            files=files_below(directory),
+            probes=probes,
+        )
+
+    def _nothing(self, left: int, too_long: int, limit: int) -> None:
+        reason = f"{left} examples; at least {self._given.config.min_examples} are needed (SWARM_LORA_MIN_EXAMPLES)"
+        if too_long:
+            reason += f"; {too_long} more are longer than {limit} tokens (SWARM_LORA_MAX_SEQ_LENGTH)"
+        self._end(outcome="nothing", reason=reason, metrics={"examples": left, "too_long": too_long})
+
+    def _end(self, **found: Any) -> None:
+        versions = {
+            "worker": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+            "transformers": transformers.__version__, "peft": peft.__version__,
+        }  # fmt: skip
+        took_ms = round((time.monotonic() - self._started) * 1000)
+        result = TrainingResult(
+            run_id=self._given.run_id, versions=versions, input_sha256=self._input_sha256, took_ms=took_ms, **found
+        )
+        replace_file(self._output / RESULT_FILE, encode_result(result))
+        self._report(1.0, "done")
+
+
+def _make_deterministic() -> None:
+    """The same input gives the same adapter, on one kind of machine."""
+    # On a GPU some passes have no deterministic form: torch says so and goes on.
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+
+
+def _with_adapter(base: Base, config: LoraConfig) -> PeftModel:
+    """The base with an adapter that does nothing yet; its weights follow from the seed."""
+    torch.manual_seed(config.seed)
+    shape = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=cast("int", config.alpha),  # a float serves as well: it is divided by r
+        lora_dropout=config.dropout,
+        target_modules=sorted(config.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    return cast("PeftModel", get_peft_model(base.model, shape, adapter_name=CANDIDATE))
+
+
+def _loss_of(model: PeftModel, config: LoraConfig, pad: int) -> Loss:
+    if config.objective == "dpo":
+        return partial(dpo_loss, model, beta=config.dpo_beta, pad=pad)
+    return partial(sft_loss, model, pad=pad)
+
+
+def _likeliest_to_change(
+    answered: tuple[list[Answered], list[Answered]], held_out: Sequence[Encoded], examples: Sequence[Encoded]
+) -> list[Encoded]:
+    """Held-out examples that the adapter gained most on, then those that it was trained on."""
+    gained = [mine.right - theirs.right for mine, theirs in zip(*answered, strict=True)]
+    order = sorted(range(len(held_out)), key=lambda place: -gained[place])
+    return [held_out[place] for place in order if gained[place] > 0] + list(examples)
