@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from worker.broker.control import ControlListener
@@ -43,6 +44,7 @@ from worker.models.applicators.webhook import WebhookApplicator
 from worker.models.applier import Applier
 from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
+from worker.models.keeper import AdapterKeeper
 from worker.models.registry import Registry
 from worker.ops.health import HealthServer
 from worker.ops.metrics import make_registry
@@ -216,6 +218,7 @@ class _Kit:
             scenarios=scenarios,
             on_event=relay.wake,
         )
+        adapters = AdapterKeeper(applier, clock, scenarios=scenarios, recover=partial(runs.recover, "lora"))
         scheduler = TriggerScheduler(
             store=store,
             book=book,
@@ -304,6 +307,7 @@ class _Kit:
             scheduler=scheduler,
             runs=runs,
             applier=applier,
+            adapters=adapters,
             registry=registry,
             events=events,
             relay=relay,

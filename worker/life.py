@@ -29,6 +29,7 @@ from worker.intake import Intake
 from worker.locks import FileLock, InUse
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
+from worker.models.keeper import AdapterKeeper
 from worker.models.registry import Registry
 from worker.ops.health import HealthServer
 from worker.outbox import OutboxRelay
@@ -70,6 +71,7 @@ class Parts:
     scheduler: TriggerScheduler
     runs: RunManager
     applier: Applier
+    adapters: AdapterKeeper
     registry: Registry
     events: RabbitPublisher
     relay: OutboxRelay
@@ -131,9 +133,9 @@ class Worker:
             await parts.projector.follow_rules(self.settings.scenarios)
             if not await self._unless_stopped(asyncio.gather(*(session.start() for session in parts.sessions))):
                 return
-            for scenario in self.settings.scenarios:
-                for kind in parts.applier.kinds:
-                    await parts.applier.reconcile(scenario, kind)
+            if "offline" in parts.applier.kinds:
+                for scenario in self.settings.scenarios:
+                    await parts.applier.reconcile(scenario, "offline")
             self.http_port = await parts.http.start()
             stack.push_async_callback(parts.http.stop)
             try:
@@ -154,6 +156,8 @@ class Worker:
                 return task
 
             sink = begin(parts.sink.run(parts.inbox, store_stopping), "sink")
+            # Before a run can begin that would make one of the directories.
+            await parts.runs.clean_up()
             runs = begin(parts.runs.run(learn_stopping), "runs")
             services = [
                 sink,
@@ -161,12 +165,12 @@ class Worker:
                 begin(parts.intake.run(self._stop), "intake"),
                 begin(parts.projector.run(learn_stopping), "projector"),
                 begin(parts.scheduler.run(self._stop), "scheduler"),
+                begin(parts.adapters.run(self._stop), "adapters"),
                 begin(parts.retention.run(self._stop), "retention"),
                 begin(parts.relay.run(done), "outbox"),
             ]
-            await parts.runs.clean_up()
-            for kind in parts.applier.kinds:
-                await parts.runs.recover(kind)
+            if "offline" in parts.applier.kinds:
+                await parts.runs.recover("offline")
             watchers: list[asyncio.Task[None]] = []
             if await self._unless_stopped(_register_all(parts)):
                 watchers += [

@@ -213,7 +213,7 @@ def train_now(
 
 @click.command()
 @scenario_option
-@click.option("--model", help="id, version or alias; default: the candidate")
+@click.option("--model", help="id, version or alias; default: the newest candidate")
 @click.option("--force", is_flag=True, help="also where the gate did not bless it")
 @sending
 def apply(*, settings: Settings, scenario: str, model: str | None, force: bool, **how: Any) -> None:
@@ -226,10 +226,11 @@ def apply(*, settings: Settings, scenario: str, model: str | None, force: bool, 
 @click.command()
 @scenario_option
 @click.option("--model", help="id or version of an earlier model; default: the one before")
+@click.option("--kind", type=click.Choice(["offline", "lora"]), help="default: the kind that was changed last")
 @sending
-def rollback(*, settings: Settings, scenario: str, model: str | None, **how: Any) -> None:
+def rollback(*, settings: Settings, scenario: str, model: str | None, kind: Any, **how: Any) -> None:
     """Go back to the model that was live before."""
-    carry(settings, "rollback", Rollback(model_id=model), scenario, **how)
+    carry(settings, "rollback", Rollback(model_id=model, kind=kind), scenario, **how)
 
 
 @click.command()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+import msgspec
 
 from worker.cli.common import (
     PLACES,
@@ -20,30 +23,36 @@ from worker.cli.common import (
     when,
 )
 from worker.errors import NotFound
+from worker.models.files import read_adapter
 from worker.settings import Settings
-from worker.store.port import Model, Store
+from worker.store.port import Model, ModelKind, Store
+
+kind_option = click.option("--kind", type=click.Choice(["offline", "lora"]), help="default: both")
 
 
 @click.group(invoke_without_command=True)
 @any_scenario_option
+@kind_option
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @json_option
 @settings_options(*PLACES)
 @click.pass_context
-def models(context: click.Context, *, settings: Settings, scenario: str | None, limit: int, as_json: bool) -> None:
+def models(
+    context: click.Context, *, settings: Settings, scenario: str | None, kind: Any, limit: int, as_json: bool
+) -> None:
     """List models, newest first, with their aliases."""
     if context.invoked_subcommand is None:
-        run_async(_list(settings, scenario, limit, as_json))
+        run_async(_list(settings, scenario, kind, limit, as_json))
 
 
-async def _list(settings: Settings, scenario: str | None, limit: int, as_json: bool) -> None:
+async def _list(settings: Settings, scenario: str | None, kind: ModelKind | None, limit: int, as_json: bool) -> None:
     listed = []
     async with reading_store(settings) as store:
         if scenario is not None:
             await known_scenario(store, scenario)
         for name in [scenario] if scenario else await store.scenarios():
             aliases = await store.aliases(name)
-            for model in await store.models(name, limit=limit):
+            for model in await store.models(name, kind=kind, limit=limit):
                 names = [alias for alias, model_id in aliases.items() if model_id == model.model_id]
                 listed.append((model, names))
     if as_json:
@@ -82,10 +91,23 @@ async def _show(settings: Settings, name: str, scenario: str | None, as_json: bo
         model = await store.model(name)
         if model is None:
             model = await _by_version_or_alias(store, name, one_scenario(scenario, settings))
+    fields = _fields(model) | ({"adapter": _adapter(model)} if model.kind == "lora" else {})
     if as_json:
-        print_json(_fields(model))
+        print_json(fields)
     else:
-        table(f"Model {model.version} of {model.scenario}", ("field", "value"), flat(_fields(model)), empty="")
+        table(f"Model {model.version} of {model.scenario}", ("field", "value"), flat(fields), empty="")
+
+
+def _adapter(model: Model) -> dict[str, object]:
+    """What model.json says of an adapter, without its probes; why not, where it cannot be read here."""
+    try:
+        document = read_adapter(model)
+    except (OSError, ValueError) as error:
+        return {"unreadable": str(error)}
+    told: dict[str, object] = msgspec.to_builtins(document)
+    return {name: value for name, value in told.items() if name not in ("format", "kind", "scenario", "probes")} | {
+        "probes": len(document.probes)
+    }
 
 
 async def _by_version_or_alias(store: Store, name: str, scenario: str) -> Model:
@@ -98,27 +120,30 @@ async def _by_version_or_alias(store: Store, name: str, scenario: str) -> Model:
 
 @models.command("history")
 @default_scenario_option
+@kind_option
 @json_option
 @settings_options(*PLACES)
-def history(*, settings: Settings, scenario: str | None, as_json: bool) -> None:
+def history(*, settings: Settings, scenario: str | None, kind: Any, as_json: bool) -> None:
     """Show what was live when: the deployment log, newest first."""
-    run_async(_history(settings, one_scenario(scenario, settings), as_json))
+    run_async(_history(settings, one_scenario(scenario, settings), kind, as_json))
 
 
-async def _history(settings: Settings, scenario: str, as_json: bool) -> None:
+async def _history(settings: Settings, scenario: str, kind: ModelKind | None, as_json: bool) -> None:
     async with reading_store(settings) as store:
         await known_scenario(store, scenario)
-        deployments = await store.deployments(scenario)
-        versions = {model.model_id: model.version for model in await store.models(scenario)}
+        deployments = await store.deployments(scenario, kind=kind)
+        known = {model.model_id: model for model in await store.models(scenario)}
+    versions = {model_id: model.version for model_id, model in known.items()}
     if as_json:
         print_json(deployments)
         return
     table(
         f"Deployments of {scenario}",
-        ("at", "action", "version", "before", "state", "forced", "by", "target", "detail"),
+        ("at", "kind", "action", "version", "before", "state", "forced", "by", "target", "detail"),
         (
             (
                 when(d.at_ms),
+                known[d.model_id].kind if d.model_id in known else "",
                 d.action,
                 versions.get(d.model_id, d.model_id),
                 versions.get(d.previous_model_id or "", d.previous_model_id),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from worker.models.registry import Registry
 from worker.projector.projector import Projector
 from worker.sink.producers import Producers
 from worker.sink.replay import replay_quarantine
-from worker.store.port import Run, Store
+from worker.store.port import ModelKind, Run, Store
 from worker.training.endings import has_news
 from worker.training.runs import RunManager
 from worker.training.trigger_book import TriggerBook
@@ -77,10 +77,8 @@ class Operations:
                 return await self._train_now(_scenario(command), args, command.command_id)
             case Apply():
                 return await self._apply(_scenario(command), args, by)
-            case Rollback(model_id=model_id):
-                scenario = _scenario(command)
-                to = None if model_id is None else await self.registry.find(scenario, model_id)
-                return plain(await self.applier.rollback(scenario, by=by, to=to))
+            case Rollback():
+                return await self._rollback(_scenario(command), args, by)
             case Rebuild():
                 await self.store.rebuild(_scenario(command))
                 return {"projected": await self.projector.catch_up()}
@@ -96,23 +94,39 @@ class Operations:
                 return {"drained": await self.stop_and_drain(by)}
 
     async def _train_now(self, scenario: str, args: TrainNow, command_id: str) -> dict[str, Any]:
-        if args.kind == "lora":
-            raise CommandRefused("this worker trains offline models only; leave out --kind or say --kind offline")
+        """The answer is that of the run; where two kinds are trained, it is theirs by kind."""
+        kinds = self.runs.kinds if args.kind is None else [args.kind]
+        if unable := [kind for kind in kinds if kind not in self.runs.kinds]:
+            raise CommandRefused(
+                f"this worker trains {' and '.join(self.runs.kinds)} models only; set SWARM_PROCESSOR_MODE to "
+                f"{unable[0]} or full and start it again, or say --kind {self.runs.kinds[0]}"
+            )
         if args.dry_run:
-            return await self._dry_run(scenario)
+            return _of_kinds({kind: await self._dry_run(scenario, kind) for kind in kinds})
         # Episodes of what was stored until now belong into the training that was asked for now; beside heavy ingest
         # there is no end to them, and a training of most is better than none.
         await self.projector.catch_up(within=_CATCH_UP_SECONDS)
-        run = await self.runs.request(
-            scenario,
-            trigger={"kind": "command", "values": {"force": args.force}, "by": f"command {command_id}"},
-            apply=args.apply,
-            nonce=command_id,
-        )
-        ended = await self.runs.wait(run.run_id)
-        if ended is None:
-            raise WorkerError(f"run {run.run_id} is gone from the store; was the store replaced?")
-        return await self._told(ended)
+        requested = [
+            await self.runs.request(
+                scenario,
+                kind=kind,
+                trigger={"kind": "command", "values": {"force": args.force}, "by": f"command {command_id}"},
+                apply=args.apply,
+                nonce=command_id,
+            )
+            for kind in kinds
+        ]
+        told: dict[ModelKind, dict[str, Any]] = {}
+        for run in requested:
+            ended = await self.runs.wait(run.run_id)
+            if ended is None:
+                raise WorkerError(f"run {run.run_id} is gone from the store; was the store replaced?")
+            told[run.kind] = await self._told(ended)
+        if failed := [
+            f"the {kind} training failed: {one['reason']}" for kind, one in told.items() if one["state"] == "failed"
+        ]:
+            raise CommandFailed("; ".join(failed), _of_kinds(told))
+        return _of_kinds(told)
 
     async def _told(self, run: Run) -> dict[str, Any]:
         result: dict[str, Any] = {
@@ -123,8 +137,6 @@ class Operations:
             "reason": run.reason,
             "window": [run.window_lo, run.window_hi],
         }
-        if run.state == "failed":
-            raise CommandFailed(f"the training failed: {run.reason}", result)
         if run.model_id is not None:
             model = await self.registry.get(run.model_id)
             result |= {
@@ -135,9 +147,9 @@ class Operations:
             }
         return result
 
-    async def _dry_run(self, scenario: str) -> dict[str, Any]:
+    async def _dry_run(self, scenario: str, kind: ModelKind) -> dict[str, Any]:
         facts = await self.store.facts(scenario)
-        state = await self.book.read(scenario, "offline")
+        state = await self.book.read(scenario, kind)
         return {
             "would_train": has_news(state, facts),
             "window": [(state.trained_upto or 0) + 1, facts.last_batch_no],
@@ -146,12 +158,20 @@ class Operations:
         }
 
     async def _apply(self, scenario: str, args: Apply, by: str) -> dict[str, Any]:
-        name = args.model_id or (None if args.version is None else str(args.version)) or "candidate"
-        model = await self.registry.find(scenario, name)
+        if (done := await self.applier.done_by(scenario, by)) is not None:
+            return plain(done)
+        name = args.model_id or (None if args.version is None else str(args.version))
+        model = await (self.registry.candidate(scenario) if name is None else self.registry.find(scenario, name))
         result = await self.applier.apply_now(model, by=by, forced=args.force)
         if isinstance(result, ApplySkipped):
             raise CommandRefused(result.reason)
         return plain(result)
+
+    async def _rollback(self, scenario: str, args: Rollback, by: str) -> dict[str, Any]:
+        to = None if args.model_id is None else await self.registry.find(scenario, args.model_id)
+        if to is not None and args.kind not in (None, to.kind):
+            raise CommandRefused(f"model {to.model_id} is of kind {to.kind}; leave out --kind, or name another model")
+        return plain(await self.applier.rollback(scenario, by=by, kind=args.kind, to=to))
 
     async def _replay(self, scenario: str, args: ReplayQuarantine) -> dict[str, Any]:
         counts = await replay_quarantine(
@@ -207,6 +227,11 @@ def _applied(result: ApplyResult | WorkerError | None) -> dict[str, Any] | None:
             return {"applied": False, "reason": reason}
         case _:
             return {"applied": False, "reason": str(result)}
+
+
+def _of_kinds(told: Mapping[ModelKind, dict[str, Any]]) -> dict[str, Any]:
+    """By kind; what is told of one kind alone as it is."""
+    return next(iter(told.values())) if len(told) == 1 else {str(kind): one for kind, one in told.items()}
 
 
 def plain(value: Any) -> dict[str, Any]:

@@ -110,13 +110,13 @@ class Applier:
         """Obey the apply mode: `auto` applies what the gate blesses, and never an older version over a newer one."""
         if self._mode_of(model.scenario) == "manual" and model.gate_verdict == "blessed":
             return self._skip(model, f"apply mode is manual; apply it with: {_command(model)}")
-        live = await self._registry.champion(model.scenario, model.kind)
-        if live is not None and live.version > model.version:
-            return self._skip(model, f"version {live.version} is live and newer")
-        return await self.apply_now(model, by=by)
+        return await self._apply(model, by=by, forced=False, if_newer=True)
 
     async def apply_now(self, model: Model, *, by: str, forced: bool = False) -> ApplyResult:
         """Apply whatever the mode; what the gate does not bless only where `forced`. Raises `ApplyFailed`."""
+        return await self._apply(model, by=by, forced=forced, if_newer=False)
+
+    async def _apply(self, model: Model, *, by: str, forced: bool, if_newer: bool) -> ApplyResult:
         if model.gate_verdict != "blessed" and not forced:
             reasons = "; ".join(model.gate_reasons)
             return self._skip(
@@ -124,8 +124,26 @@ class Applier:
             )
         async with self._turns[model.scenario, model.kind]:
             live = await self._registry.champion(model.scenario, model.kind)
+            if if_newer and live is not None and live.version >= model.version:
+                newer = " and newer" if live.version > model.version else ""
+                return self._skip(model, f"version {live.version} is live{newer}")
             previous = None if live is None or live.model_id == model.model_id else live.model_id
             return await self._deploy(self._new(model, previous, "apply", by=by, forced=forced), model)
+
+    async def done_by(self, scenario: str, by: str) -> Applied | None:
+        """What a command that is carried out once more, after a crash, had brought already; None where nothing.
+
+        What it had only started is carried on first. Else a command that names no model would bring another one now.
+        """
+        rows = await self._store.deployments(scenario, limit=_LOG_ROWS)
+        for row in (row for row in rows if row.by == by and row.state != "failed"):
+            model = await self._registry.get(row.model_id)
+            if row.state == "started":
+                await self.reconcile(scenario, model.kind)
+            live = await self._registry.champion(scenario, model.kind)
+            if live is not None and live.model_id == model.model_id:
+                return Applied(row.model_id, row.previous_model_id, row.deployment_id, model.kind, row.detail)
+        return None
 
     async def rollback(
         self, scenario: str, *, by: str, kind: ModelKind | None = None, to: Model | None = None
@@ -164,8 +182,11 @@ class Applier:
         keep = await self.history(scenario, kind)
         await self._registry.retire(scenario, kind, keep=keep, newest=self._max_history)
 
-    async def reconcile(self, scenario: str, kind: ModelKind) -> None:
-        """At start: carry on what a crash interrupted, and serve the live model again where another is served."""
+    async def reconcile(self, scenario: str, kind: ModelKind) -> bool:
+        """Carry on what a crash interrupted, and serve the live model again where another is served.
+
+        False where what should be live is not served: its server is away, or refuses it.
+        """
         async with self._turns[scenario, kind]:
             for deployment in unfinished(await self._store.deployments(scenario, kind=kind, limit=_LOG_ROWS)):
                 log.warning("deployment_resumed", scenario=scenario, deployment_id=deployment.deployment_id)
@@ -177,14 +198,16 @@ class Applier:
                     log.error("resumed_deployment_failed", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
             live = await self._registry.champion(scenario, kind)
             if live is None:
-                return
+                return True
             try:
                 if await self._applicators[kind].served(scenario) != live.sha256:
                     log.warning("served_model_is_not_the_live_one", scenario=scenario, model_id=live.model_id)
                     await self._bring(live)
             except ApplyFailed as error:
                 self.stats.failed += 1
-                log.error("live_model_not_served", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
+                log.error("live_model_not_served", scenario=scenario, kind=kind, error=str(error))  # noqa: TRY400 - no trace
+                return False
+            return True
 
     @property
     def kinds(self) -> list[ModelKind]:

@@ -174,6 +174,11 @@ class ModelFiles:
         shutil.rmtree(self._tmp, ignore_errors=True)
 
 
+def read_adapter(model: Model) -> AdapterModel:
+    """What model.json says of a registered adapter, unchecked. Raises OSError, ValueError."""
+    return adapters.decode(read_file(adapters.adapter_directory(model).parent / MODEL_FILE, limit=MODEL_LIMIT))
+
+
 def _decode(kind: str, content: bytes) -> OfflineModel | AdapterModel:
     return adapters.decode(content) if kind == "lora" else offline_model.decode(content)
 

@@ -17,6 +17,7 @@ from worker.store.port import Model, ModelKind, ModelRegistry, Run, RunLedger, a
 
 log = structlog.get_logger(__name__)
 
+_KINDS: tuple[ModelKind, ...] = ("offline", "lora")
 #: Rows read to find the versions that have files; older versions lost theirs to retention long before.
 _ROWS = 10_000
 
@@ -99,6 +100,16 @@ class Registry:
             if model.scenario == scenario:
                 return model
         raise NotFound(f"scenario {scenario} has no model {name!r}; list them with: swarm-worker models")
+
+    async def candidate(self, scenario: str) -> Model:
+        """The newest model of any kind that waits to be applied; `NotFound` with how to list them."""
+        aliases = await self._store.aliases(scenario)
+        waiting = [aliases[name] for kind in _KINDS if (name := alias_of("candidate", kind)) in aliases]
+        if not waiting:
+            raise NotFound(
+                f"scenario {scenario} has no model that waits to be applied; list them with: swarm-worker models"
+            )
+        return max([await self.get(model_id) for model_id in waiting], key=lambda model: model.version)
 
     async def champion(self, scenario: str, kind: ModelKind) -> Model | None:
         """The model of this kind that is live, if any."""

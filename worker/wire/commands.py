@@ -27,14 +27,14 @@ class _Args(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
 class TrainNow(_Args, frozen=True, kw_only=True):
     """Train a scenario now."""
 
-    kind: Literal["offline", "lora"] | None = None  # none: as processor_mode says
+    kind: Literal["offline", "lora"] | None = None  # none: as processor_mode says, both where it says so
     apply: bool | None = None  # none: as apply_mode says
     force: bool = False  # also where nothing is new
     dry_run: bool = False  # only say what would be trained
 
 
 class Apply(_Args, frozen=True, kw_only=True):
-    """Bring a model to those who use it: the one named, else the candidate."""
+    """Bring a model to those who use it: the one named, else the newest candidate."""
 
     model_id: Key | None = None
     version: Annotated[int, Meta(ge=1)] | None = None
@@ -50,6 +50,7 @@ class Rollback(_Args, frozen=True, kw_only=True):
     """Back to the model before, or to the one named."""
 
     model_id: Key | None = None
+    kind: Literal["offline", "lora"] | None = None  # none: the named model's, else that which was changed last
 
 
 class Rebuild(_Args, frozen=True, kw_only=True):

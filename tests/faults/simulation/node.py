@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from worker.models.applicators.noop import NoopApplicator
 from worker.models.applier import Applier
 from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
+from worker.models.keeper import AdapterKeeper
 from worker.models.registry import Registry
 from worker.outbox import OutboxRelay
 from worker.projector.projector import Projector
@@ -209,6 +210,7 @@ class Node:
             timing=Timing(lease_ttl=LEASE_TTL, renew=LEASE_TTL / 3, first_backoff=2.0),
         )
         runs = RunManager(tools, applier, scenarios=SCENARIOS, on_event=relay.wake)
+        adapters = AdapterKeeper(applier, clock, scenarios=SCENARIOS, recover=partial(runs.recover, "lora"))
         scheduler = TriggerScheduler(
             store=store,
             book=book,
@@ -257,6 +259,7 @@ class Node:
             scheduler=scheduler,
             runs=runs,
             applier=applier,
+            adapters=adapters,
             registry=registry,
             relay=relay,
             events=cast("Any", events),
