@@ -12,11 +12,22 @@ import logging
 
 import structlog
 
-from tests.bench import codec, ingest, memory, sink, store, training, trigger
+from tests.bench import codec, ingest, memory, sink, store, training, training_lora, trigger
 from tests.bench.broker import queues
 from tests.bench.report import Report
 
-CASES = ("ingest-100", "ingest-10", "ingest-1", "memory", "training", "trigger", "codec", "store", "sink")
+CASES = (
+    "ingest-100",
+    "ingest-10",
+    "ingest-1",
+    "memory",
+    "training",
+    "training-lora",
+    "trigger",
+    "codec",
+    "store",
+    "sink",
+)
 MILLION = 1_000_000
 
 
@@ -39,6 +50,8 @@ async def run(report: Report, name: str, options: argparse.Namespace) -> None:
                         await memory.case(broker, emit, options.memory_records)
                     case "training":
                         await training.case(broker, emit, options.rounds)
+                    case "training-lora":
+                        await training.case(broker, emit, options.rounds, training_lora.subject())
                     case _:
                         await ingest.case(broker, emit, int(name.removeprefix("ingest-")), options.rounds)
 

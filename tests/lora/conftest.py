@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import command_line, new_worker, nursery  # noqa: F401 - fixtures
 from tests.lora import llama_server
 from tests.lora.tiny import TinyBase, tiny_base
 

@@ -1,0 +1,53 @@
+"""A swarm that asks a language model what to do, and what it lived: one session a task, solved by one order of actions.
+
+Prompts are those that the tiny base knows; the actions on offer stand in another order each time, so that no two
+examples are the same text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from msgspec import Raw
+
+from tests.lora.tiny import TARGETS
+from worker.episodes.worker_decision_sequence import AVAILABLE_ACTIONS
+from worker.wire.codec import encode_batch
+from worker.wire.records import ActionRecord, LearnStatsRecord, Record, Success
+
+#: Orders that the base may answer with, one of many.
+FIRST_ORDER = ("ReadLogs", "Diagnose", "Restart", "done")
+SECOND_ORDER = ("AnalyzeMetrics", "CheckStatus", "done")
+
+
+def lived(
+    tasks: Iterable[int], order: Sequence[str], *, targets: Sequence[str] = TARGETS, seed: int = 0
+) -> list[Record]:
+    """Records of these tasks, each solved by `order` for one of `targets`."""
+    *steps, end = AVAILABLE_ACTIONS
+    records: list[Record] = []
+    for task in tasks:
+        chance = random.Random(f"{seed}/{task}")
+        session = f"session-{task}"
+        records += [
+            ActionRecord(
+                task_id=f"task-{task}",
+                tick=tick,
+                worker_id=0,
+                action=action,
+                event_id=tick,
+                session_id=session,
+                target=targets[task % len(targets)],
+                success=True,
+                candidates=[*chance.sample(steps, len(steps)), end] if tick == 0 else None,
+            )
+            for tick, action in enumerate(order)
+        ]
+        records.append(LearnStatsRecord(session, Raw(b"{}"), Success(1.0), len(order), len(order)))
+    return records
+
+
+def body(records: Sequence[Record], *, batch: int) -> bytes:
+    """A records message."""
+    return encode_batch(records, producer_id="swarm", producer_epoch=0, batch_seq=batch)
