@@ -298,6 +298,7 @@ async def test_a_model_that_finds_no_room_on_the_disk_fails_with_the_cure_and_is
             assert run.reason is not None
             assert run.reason.startswith("disk_full: [Errno 28] No space left on device; free space where ")
             assert await store.models("S") == []
+            assert not list((tmp_path / "tmp").iterdir()), "what was half written takes room that is wanted"
             assert (await ended(world, await world.command("c2"))).state == "trained"
 
 

@@ -94,6 +94,32 @@ class ModelFiles:
         for place in (work.parent, target.parent):
             refuse_links(place, below=self._data)
         shutil.rmtree(work, ignore_errors=True)
+        try:
+            self._write(work, manifest, content, made, adapter=adapter, data_manifest=data_manifest)
+        except BaseException:
+            # On a full disk the next try would find less room each time.
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        make_private_directory(target.parent)
+        if target.exists() or target.is_symlink():
+            log.warning("model_directory_without_row_replaced", scenario=manifest.scenario, version=manifest.version)
+            _remove(target)
+        work.rename(target)
+        crash.point("model_renamed")
+        for changed in (target.parent, self._root, self._tmp):
+            sync_directory(changed)
+
+    def _write(
+        self,
+        work: Path,
+        manifest: Manifest,
+        content: bytes,
+        made: AdapterModel | OfflineModel,
+        *,
+        adapter: Path | None,
+        data_manifest: Path | None,
+    ) -> None:
+        """Everything of a version, durably, into a directory that is made here."""
         make_private_directory(work)
         write_new(work / MODEL_FILE, content)
         if isinstance(made, AdapterModel):
@@ -104,14 +130,6 @@ class ModelFiles:
                 copy_data_manifest(made, data_manifest, work / DATA_FILE)
         write_new(work / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest, order="sorted")))
         sync_directory(work)
-        make_private_directory(target.parent)
-        if target.exists() or target.is_symlink():
-            log.warning("model_directory_without_row_replaced", scenario=manifest.scenario, version=manifest.version)
-            _remove(target)
-        work.rename(target)
-        crash.point("model_renamed")
-        for changed in (target.parent, self._root, self._tmp):
-            sync_directory(changed)
 
     def read(self, model: Model) -> bytes:
         """The model file of a registered model, once its other files were found whole too.
