@@ -38,7 +38,7 @@ async def train(store: Store, version: int, *, scenario: str = "S", model_id: st
     run = Run(
         run_id=run_id,
         scenario=scenario,
-        kind="offline",
+        kind=model.kind,
         state="queued",
         trigger={},
         window_lo=1,
@@ -147,6 +147,20 @@ async def test_what_is_no_json_is_refused_with_the_field(store: Store) -> None:
     with pytest.raises(DataRefused, match="metrics"):
         await train(store, 1, metrics={"odd": object()})
     assert await store.models("S") == []
+
+
+async def test_adapters_are_versions_of_their_scenario_with_aliases_of_their_own(store: Store) -> None:
+    """An adapter never takes an offline model's place, nor the other way round; lists may be of one kind."""
+    models = [await train(store, 1), await train(store, 2, kind="lora"), await train(store, 3)]
+    assert await store.aliases("S") == {"candidate": "m3", "lora-candidate": "m2"}
+    assert await store.models("S") == models[::-1]
+    assert await store.models("S", kind="lora") == [models[1]]
+    assert await store.models("S", kind="offline", limit=1) == [models[2]]
+    for number, model in enumerate(models):
+        await deploy(store, deployment(f"d{number}", model.model_id), {}, [])
+    assert [row.deployment_id for row in await store.deployments("S")] == ["d2", "d1", "d0"]
+    assert [row.deployment_id for row in await store.deployments("S", kind="lora")] == ["d1"]
+    assert [row.deployment_id for row in await store.deployments("S", kind="offline", limit=1)] == ["d2"]
 
 
 async def test_the_newest_model_is_the_candidate(store: Store) -> None:

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from worker.errors import DataRefused, LeaseLost, NotFound
-from worker.store.port import Model, OutboxEvent, Run, RunState, Store, TriggerState
+from worker.store.port import Model, ModelKind, OutboxEvent, Run, RunState, Store, TriggerState, trigger_key
 
 Reopen: TypeAlias = Callable[[Store], AbstractAsyncContextManager[Store]]
 
@@ -31,13 +31,15 @@ def ended(run: Run, state: RunState = "trained", **fields: Any) -> Run:
     return replace(run, state=state, **{"ended_at_ms": NOW + 2_000, "progress": 1.0, **fields})
 
 
-def learnt(model_id: str = "m1", *, scenario: str = "S", version: int = 1, run_id: str = "r1") -> Model:
+def learnt(
+    model_id: str = "m1", *, scenario: str = "S", version: int = 1, run_id: str = "r1", kind: ModelKind = "offline"
+) -> Model:
     """What a run learnt."""
     return Model(
         model_id=model_id,
         scenario=scenario,
         version=version,
-        kind="offline",
+        kind=kind,
         run_id=run_id,
         created_at_ms=NOW,
         uri=f"file:///models/{scenario}/{version}",
@@ -325,15 +327,22 @@ async def test_an_end_that_is_refused_halfway_leaves_no_trace(store: Store) -> N
 
 
 @pytest.mark.parametrize(
-    "foreign", ["model of another run", "model of another scenario", "trigger of another scenario"]
-)
+    "foreign",
+    [
+        "model of another run", "model of another scenario", "model of another kind", "trigger of another scenario",
+        "trigger of another kind",
+    ],
+)  # fmt: skip
 async def test_an_end_writes_nothing_about_another_run_or_scenario(store: Store, foreign: str) -> None:
     run = await running(store)
     before = await everything(store)
     model = learnt(run_id="r9") if foreign == "model of another run" else learnt()
     if foreign == "model of another scenario":
         model = learnt(scenario="T")
-    state = TriggerState(scenario="T" if foreign == "trigger of another scenario" else "S")
+    if foreign == "model of another kind":
+        model = learnt(kind="lora")
+    triggers = {"trigger of another scenario": "T", "trigger of another kind": trigger_key("S", "lora")}
+    state = TriggerState(scenario=triggers.get(foreign, "S"))
     with pytest.raises(DataRefused, match="r1"):
         await finish(store, ended(run), model, state, [told()])
     assert await everything(store) == before

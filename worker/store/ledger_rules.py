@@ -67,10 +67,10 @@ def check_end(run: Run) -> int:
 
 def check_belongs(run: Run, model: Model | None, trigger_state: TriggerState | None) -> None:
     """What an end of a run writes beside it is about that run and its scenario."""
-    if model is not None and (model.scenario, model.run_id) != (run.scenario, run.run_id):
+    if model is not None and (model.scenario, model.run_id, model.kind) != (run.scenario, run.run_id, run.kind):
         raise DataRefused(
-            f"model {model.model_id} names run {model.run_id} of scenario {model.scenario}, but it is run {run.run_id} "
-            f"of scenario {run.scenario} that ends; give the model the run's own"
+            f"model {model.model_id} names run {model.run_id} ({model.kind}) of scenario {model.scenario}, but it is "
+            f"run {run.run_id} ({run.kind}) of scenario {run.scenario} that ends; give the model the run's own"
         )
     if trigger_state is not None and trigger_state.scenario != trigger_key(run.scenario, run.kind):
         raise DataRefused(
