@@ -21,7 +21,7 @@ from tests.contract.fake_receiver import FakeReceiver
 from tests.contract.fake_vllm import FakeVllm
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
-from worker.models.applicators.adapter_webhook import AdapterWebhook
+from worker.models.applicators.adapter_webhook import AdapterWebhookApplicator
 from worker.models.applicators.files import FilesApplicator
 from worker.models.applicators.inference_client import InferenceClient
 from worker.models.applicators.llama_client import LlamaClient
@@ -237,7 +237,7 @@ class WebhookWorld:
             SecretStr(f"{self.receiver.url}/hook?token={SECRET}"),
             key=SecretStr(SECRET), kind="lora", attempts=2, first_wait=0.01,
         )  # fmt: skip
-        return AdapterWebhook(webhook, self.data_dir)
+        return AdapterWebhookApplicator(webhook, self.data_dir)
 
     async def answer(self, scenario: str) -> str | None:
         """Of what the receiver serves: a node may ask it before the document says so."""

@@ -24,6 +24,7 @@ from worker.clock import Clock
 from worker.errors import ApplyFailed, DataRefused, NotFound, StoreUnavailable
 from worker.models.announce import Announcer
 from worker.models.applicators.port import Applicator
+from worker.models.health_window import HealthWindow
 from worker.models.history import live_models, unfinished
 from worker.models.registry import Registry
 from worker.store.port import Deployment, Model, ModelKind, ModelRegistry, OutboxEvent, alias_of
@@ -87,12 +88,13 @@ class Applier:
         clock: Clock,
         mode_of: Callable[[str], ApplyMode],
         max_history: int,
+        health_window: HealthWindow | None = None,
         on_event: Callable[[], None] = lambda: None,
         new_id: Callable[[], str] = lambda: str(uuid4()),
     ) -> None:
         """`applicators` of the kinds that this worker serves; `on_event` wakes the outbox relay.
 
-        `mode_of` gives a scenario's apply mode.
+        `mode_of` gives a scenario's apply mode; `health_window` watches new adapters.
         """
         self._store = store
         self._registry = registry
@@ -101,6 +103,7 @@ class Applier:
         self._clock = clock
         self._mode_of = mode_of
         self._max_history = max_history
+        self._health_window = health_window
         self._on_event = on_event
         self._new_id = new_id
         self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -238,6 +241,9 @@ class Applier:
         crash.point("apply_started")
         try:
             detail = await self._bring(model)
+            # A rollback is not watched: what it goes back to was, and it must not take long.
+            if self._health_window is not None and model.kind == "lora" and started.action == "apply":
+                await self._health_window.watch(self._applicator(model.kind), model)
         except ApplyFailed as error:
             await self._fail(started, model, str(error))
             raise

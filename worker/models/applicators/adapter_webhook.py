@@ -22,7 +22,7 @@ from worker.store.port import Model
 from worker.wire.served import Endpoint
 
 
-class AdapterWebhook:
+class AdapterWebhookApplicator:
     """Hands adapters to a receiver, sees what it serves, and tells the nodes."""
 
     name = "webhook"

@@ -1,0 +1,120 @@
+"""An adapter's health window at the applier: live at its end, and what does not stay well is taken back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from tests.contract.adapter_building import register
+from tests.unit.training_world import opened
+from worker.clock import SystemClock
+from worker.errors import ApplyFailed
+from worker.learning.validation import Verdict
+from worker.models.announce import Announcer
+from worker.models.applicators.noop import NoopApplicator
+from worker.models.applier import Applier
+from worker.models.files import ModelFiles
+from worker.models.health_window import HealthWindow
+from worker.models.registry import Registry
+from worker.store.port import Model, Run, Store
+
+
+class Failing(NoopApplicator):
+    """Serves what it is told to; version `bad` falls over after the first look, which the applier itself takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad: str | None = None
+        self.looks = 0
+
+    async def apply(self, model: Model, content: bytes) -> None:
+        self.looks = 0
+        await super().apply(model, content)
+
+    async def served(self, scenario: str) -> str | None:
+        served = await super().served(scenario)
+        self.looks += 1
+        return None if served == self.bad and self.looks > 1 else served
+
+
+async def registered(store: Store, registry: Registry, folder: Path, n: int) -> Model:
+    """An adapter, version n, as a run registers it."""
+    one = register(folder, n)
+    run = await store.create_run(
+        Run(
+            run_id=f"r{n}", scenario="S", kind="lora", state="queued", trigger={}, window_lo=1, window_hi=n,
+            requested_at_ms=1,
+        )
+    )  # fmt: skip
+    epoch = await store.acquire_lease("training.S", "w", now_ms=1, ttl_ms=60_000)
+    assert epoch is not None
+    run = await store.start_run(run.run_id, owner="w", lease="training.S", epoch=epoch, now_ms=1)
+    model = await registry.prepare(
+        run, one.content, lineage={}, metrics={}, verdict=Verdict(verdict="blessed", reasons=[]), now_ms=1,
+        adapter=folder / f"models/S/{n}/adapter",
+    )  # fmt: skip
+    run.state, run.ended_at_ms, run.model_id = "trained", 1, model.model_id
+    await store.finish_run(run, lease="training.S", model=model, trigger_state=None, events=[])
+    return model
+
+
+def applier_over(store: Store, registry: Registry, applicator: NoopApplicator, seconds: float) -> Applier:
+    clock = SystemClock()
+    return Applier(
+        store=store, registry=registry, applicators={"lora": applicator}, announcer=Announcer("w"), clock=clock,
+        mode_of=lambda _: "auto", max_history=3, health_window=HealthWindow(seconds, clock),
+    )  # fmt: skip
+
+
+async def states(store: Store) -> list[tuple[str, Literal["started", "verified", "failed"]]]:
+    return [(row.model_id, row.state) for row in await store.deployments("S")]
+
+
+async def test_an_adapter_that_falls_over_in_its_window_is_taken_back(tmp_path: Path) -> None:
+    """The row says why, and the adapter before it is served again and is the champion still."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), Failing()
+        applier = applier_over(store, registry, applicator, 0.05)
+        one, two = [await registered(store, registry, tmp_path / "made", n) for n in (1, 2)]
+        await applier.apply_now(one, by="anna")
+        applicator.bad = two.sha256
+        with pytest.raises(ApplyFailed, match="SWARM_LORA_HEALTH_WINDOW"):
+            await applier.apply_now(two, by="anna")
+        assert await states(store) == [(two.model_id, "failed"), (one.model_id, "verified")]
+        assert await applicator.served("S") == one.sha256
+        assert (await store.aliases("S"))["lora-champion"] == one.model_id
+
+
+async def test_a_window_that_a_crash_cut_short_is_watched_again(tmp_path: Path) -> None:
+    """Until its end the deployment is only started, so the next life carries it on."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), Failing()
+        one = await registered(store, registry, tmp_path / "made", 1)
+        applicator.bad = one.sha256
+        work = asyncio.create_task(applier_over(store, registry, applicator, 60).apply_now(one, by="anna"))
+        while not applicator.looks:  # noqa: ASYNC110 - the applier's own look; the window's would be seconds later
+            await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.wait((work,))
+        assert await states(store) == [(one.model_id, "started")]
+        await applier_over(store, registry, applicator, 0.05).reconcile("S", "lora")
+        assert await states(store) == [(one.model_id, "failed")]
+        assert await applicator.served("S") is None
+
+
+async def test_a_rollback_is_not_watched(tmp_path: Path) -> None:
+    """It is what one does in trouble, and goes back to what had been watched."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), Failing()
+        applier = applier_over(store, registry, applicator, 0)
+        one, two = [await registered(store, registry, tmp_path / "made", n) for n in (1, 2)]
+        for each in (one, two):
+            await applier.apply_now(each, by="anna")
+        watched = applier_over(store, registry, applicator, 0.05)
+        applicator.bad = one.sha256
+        await watched.rollback("S", by="anna", kind="lora")
+        assert (await store.aliases("S"))["lora-champion"] == one.model_id
+        assert applicator.looks == 1

@@ -1,0 +1,52 @@
+"""Watches what was just applied for a while before it counts as live: a server may fall over after its first answers.
+
+It counts as live only at the window's end: until then the deployment is `started`, so a worker that dies meanwhile
+watches again, and a server that does not stay well gets the model before it back, as after any failed apply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from worker.clock import Clock
+from worker.errors import ApplyFailed
+from worker.models.applicators.port import Applicator
+from worker.store.port import Model
+
+#: Looks in a row without an answer that are forgiven: a server that is busy is not a server that is broken.
+_FORGIVEN: Final = 2
+_MOST_SECONDS_BETWEEN: Final = 5.0
+
+
+class HealthWindow:
+    """For every model of one kind."""
+
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        """How long it is watched; 0: not at all."""
+        self._seconds = seconds
+        self._clock = clock
+        self._every = min(_MOST_SECONDS_BETWEEN, seconds / 10)
+
+    async def watch(self, applicator: Applicator, model: Model) -> None:
+        """Look again and again what is served. Returns at the window's end; raises `ApplyFailed` before, or then."""
+        end = self._clock.monotonic() + self._seconds
+        unanswered = 0
+        while self._clock.monotonic() < end or unanswered:
+            await asyncio.sleep(self._every)
+            try:
+                served = await applicator.served(model.scenario)
+            except ApplyFailed as error:
+                unanswered += 1
+                if unanswered > _FORGIVEN:
+                    raise ApplyFailed(f"{self._what(applicator, model)} gave no answer: {error}") from error
+                continue
+            unanswered = 0
+            if served != model.sha256:
+                raise ApplyFailed(f"{self._what(applicator, model)} served {served or 'no model'} instead")
+
+    def _what(self, applicator: Applicator, model: Model) -> str:
+        return (
+            f"version {model.version} did not stay healthy for {self._seconds:g} s (SWARM_LORA_HEALTH_WINDOW): "
+            f"{applicator.target(model.scenario)}"
+        )
