@@ -67,8 +67,11 @@ class _Models(Struct):
     data: list[ListedModel]
 
 
-class _Slot(Struct):
+class Slot(Struct):
+    """Room for one request."""
+
     is_processing: bool
+    id_task: int = -1  # of the request that it works on, or that it worked on last
 
 
 class LlamaClient(InferenceClient):
@@ -81,6 +84,10 @@ class LlamaClient(InferenceClient):
         """The adapters of a server that is no router."""
         return self.parse(await self.ask("GET", "/lora-adapters"), list[ServedAdapter])
 
+    async def slots(self) -> list[Slot]:
+        """What a server that is no router works on."""
+        return self.parse(await self.ask("GET", "/slots"), list[Slot])
+
     async def busy(self, model: str | None = None) -> bool | None:
         """Whether the server, or this section of the router, works on a request; None where it keeps that to itself.
 
@@ -88,7 +95,7 @@ class LlamaClient(InferenceClient):
         """
         path = "/slots" if model is None else f"/slots?model={quote(model, safe='')}&autoload=0"
         try:
-            slots = self.parse(await self.ask("GET", path), list[_Slot])
+            slots = self.parse(await self.ask("GET", path), list[Slot])
         except ServerRefused as error:
             if error.status == 400:  # noqa: PLR2004 - "model is not loaded", "not found"
                 return False

@@ -1,0 +1,146 @@
+"""Serves adapters by two llama-servers that take turns: nobody is interrupted, and a bad adapter never gets a request.
+
+The new adapter is started on the other server and probed, then the pointer names that one, and the old server ends once
+no node asks it any more. What holds is read from outside, the pointer and the two pid files, so a worker that was
+killed at any step, or is started anew, goes on from what is there. The servers are no children of the worker and
+outlive it. One pair serves one scenario.
+"""
+
+# ruff: noqa: D102 - the methods are the port's, documented there
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from worker import crash
+from worker.errors import ApplyFailed
+from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory
+from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
+from worker.models.applicators.llama_server import decoded
+from worker.models.applicators.own_server import OwnServer
+from worker.models.applicators.probe import ProbeResult
+from worker.models.applicators.router_preset import section_name
+from worker.models.applicators.server_state import Colour, Pair, ServerState, other
+from worker.store.port import Model
+from worker.wire.served import Endpoint, ServedModel
+
+log = structlog.get_logger(__name__)
+
+#: Seconds without a request after which the old server ends. A node reads the pointer and asks then: in between it has
+#: the old address. Nodes that keep an address for longer keep the old server busy, and so alive, with their requests.
+_QUIET_SECONDS = 2.0
+
+
+class BlueGreenApplicator:
+    """The original's `BlueGreenManager`, as an applicator."""
+
+    name = "blue_green"
+
+    def __init__(
+        self,
+        servers: Mapping[Colour, OwnServer],
+        *,
+        data_dir: Path,
+        drain_seconds: float,
+        quiet_seconds: float = _QUIET_SECONDS,
+    ) -> None:
+        """`drain_seconds` bound the wait for the requests of an old adapter."""
+        self._servers = servers
+        self._documents = CurrentDocuments(data_dir, "lora")
+        self._drain_seconds = drain_seconds
+        self._quiet_seconds = quiet_seconds
+        self._pair: Pair | None = None  # while a switch is under way
+
+    def target(self, scenario: str) -> str:
+        return f"{self._servers['blue'].url}, {self._servers['green'].url} ({scenario})"
+
+    async def state(self, scenario: str) -> Pair:
+        """What goes on, and which server is the one to ask."""
+        return self._pair or await self._found(self._colour(await self._document(scenario)))
+
+    async def apply(self, model: Model, content: bytes) -> str:
+        name, adapter = section_name(model.scenario, model.version), decoded(model, content)
+        file = adapter_directory(model) / GGUF_FILE
+        colour = self._colour(await self._document(model.scenario))
+        try:
+            answers = None
+            if colour is not None:
+                answers = await self._servers[colour].serves(self._servers[colour].command(name, file), adapter)
+            if colour is None or answers is None or not answers.served:
+                self._pair = (await self._found(colour)).starting()
+                colour = self._pair.standby
+                answers = await self._start(self._pair, self._servers[colour].command(name, file), adapter)
+                self._pair = self._pair.switched()
+            endpoint = Endpoint(url=self._servers[colour].url, model=name)
+            await asyncio.to_thread(self._documents.write, model, content, endpoint)
+            crash.point("pointer_moved")
+            log.info("adapter_switched", scenario=model.scenario, model=name, server=colour, detail=answers.detail)
+            self._pair = Pair(ServerState.ACTIVE, colour).releasing()
+            await self._release(self._pair.standby)
+        finally:
+            self._pair = None
+        return answers.detail
+
+    async def served(self, scenario: str) -> str | None:
+        try:
+            document = await asyncio.to_thread(self._documents.read, scenario)
+            colour = self._colour(document)
+            return None if colour is None else await self._servers[colour].served(document)
+        except (DocumentDamaged, AdapterUnreadable):
+            return "unreadable"  # no hash equals it
+
+    async def withdraw(self, scenario: str) -> None:
+        await asyncio.to_thread(self._documents.remove, scenario)
+        for colour in self._servers:
+            await self._end(colour)
+
+    async def close(self) -> None:
+        for server in self._servers.values():
+            await server.close()
+
+    async def _start(self, pair: Pair, command: list[str], adapter: AdapterModel) -> ProbeResult:
+        """On the standby server; raises `ApplyFailed` where the adapter is no good, and that server is stopped."""
+        server = self._servers[pair.standby]
+        if await server.runs() != command:  # else an earlier life of ours started it and got no further
+            await self._end(pair.standby)
+        try:
+            return await server.bring(command, adapter)
+        except ApplyFailed:
+            await server.stop()
+            raise
+
+    async def _release(self, colour: Colour) -> None:
+        try:
+            await self._end(colour)
+        except ApplyFailed as error:  # the new one is served: the next switch ends what is left
+            log.warning("old_server_still_runs", server=colour, error=str(error))
+        crash.point("adapter_unloaded")
+
+    async def _end(self, colour: Colour) -> None:
+        server = self._servers[colour]
+        if await server.runs() is not None:
+            await server.drain(self._drain_seconds, quiet_seconds=self._quiet_seconds)
+            await server.stop()
+
+    async def _document(self, scenario: str) -> ServedModel | None:
+        try:
+            return await asyncio.to_thread(self._documents.read, scenario)
+        except DocumentDamaged:
+            return None
+
+    def _colour(self, document: ServedModel | None) -> Colour | None:
+        """Which of our servers the pointer names."""
+        endpoint = None if document is None else document.endpoint
+        if not isinstance(endpoint, Endpoint):
+            return None
+        return next((colour for colour, server in self._servers.items() if server.url == endpoint.url), None)
+
+    async def _found(self, colour: Colour | None) -> Pair:
+        """Where nobody is named yet, green counts as the active one that is down, so that blue is started first."""
+        if colour is None:
+            return Pair(ServerState.DOWN, other("blue"))
+        runs = await self._servers[colour].runs() is not None
+        return Pair(ServerState.ACTIVE if runs else ServerState.DOWN, colour)

@@ -1,0 +1,97 @@
+"""Serves adapters by one llama-server that we start: a swap restarts it with the new adapter, a short downtime.
+
+Stop (once it has no request, or the time for that is over), start with the adapter, wait until it is healthy, probe,
+name it in the pointer. Where the new one is no good, the one before is started again. The server is no child of the
+worker and outlives it; the next worker finds it by its pid file. One server serves one scenario.
+"""
+
+# ruff: noqa: D102 - the methods are the port's, documented there
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from worker import crash
+from worker.errors import ApplyFailed
+from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory, decode
+from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
+from worker.models.applicators.own_server import OwnServer
+from worker.models.applicators.probe import ProbeResult
+from worker.models.applicators.router_preset import section_name
+from worker.store.port import Model
+from worker.wire.served import Endpoint
+
+log = structlog.get_logger(__name__)
+
+
+class LlamaServerApplicator:
+    """The original's `LlamaServerApplicator`."""
+
+    name = "llama_server"
+
+    def __init__(self, server: OwnServer, *, data_dir: Path, drain_seconds: float) -> None:
+        """`drain_seconds` bound the wait for requests that are under way before a restart."""
+        self._server = server
+        self._documents = CurrentDocuments(data_dir, "lora")
+        self._drain_seconds = drain_seconds
+
+    def target(self, scenario: str) -> str:
+        return f"{self._server.url} ({scenario})"
+
+    async def apply(self, model: Model, content: bytes) -> str:
+        name, adapter = section_name(model.scenario, model.version), decoded(model, content)
+        command = self._server.command(name, adapter_directory(model) / GGUF_FILE)
+        answers = await self._server.serves(command, adapter)
+        if answers is None or not answers.served:
+            answers = await self._exchange(command, adapter)
+        endpoint = Endpoint(url=self._server.url, model=name)
+        await asyncio.to_thread(self._documents.write, model, content, endpoint)
+        crash.point("pointer_moved")
+        log.info("adapter_switched", scenario=model.scenario, model=name, detail=answers.detail)
+        return answers.detail
+
+    async def served(self, scenario: str) -> str | None:
+        try:
+            return await self._server.served(await asyncio.to_thread(self._documents.read, scenario))
+        except (DocumentDamaged, AdapterUnreadable):
+            return "unreadable"  # no hash equals it
+
+    async def withdraw(self, scenario: str) -> None:
+        await asyncio.to_thread(self._documents.remove, scenario)
+        await self._stop()
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def _exchange(self, command: list[str], adapter: AdapterModel) -> ProbeResult:
+        """From what runs to what should; back again where that fails, and then `ApplyFailed`."""
+        before = await self._server.runs()
+        await self._stop()
+        crash.point("adapter_unloaded")
+        try:
+            return await self._server.bring(command, adapter)
+        except ApplyFailed as error:
+            await self._server.stop()
+            if before is None or before == command:
+                raise
+            try:
+                await self._server.bring_back(before)
+            except ApplyFailed as other:
+                raise ApplyFailed(f"{error}; and what ran before does not start again: {other}") from error
+            raise
+
+    async def _stop(self) -> None:
+        if await self._server.runs() is not None:
+            # A moment without requests is enough: those that come now would be refused in the next one anyway.
+            await self._server.drain(self._drain_seconds, quiet_seconds=0)
+            await self._server.stop()
+
+
+def decoded(model: Model, content: bytes) -> AdapterModel:
+    """The document of a registered adapter. Raises `ApplyFailed` where it is none."""
+    try:
+        return decode(content)
+    except AdapterUnreadable as error:
+        raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}; train again") from error

@@ -1,0 +1,219 @@
+"""One llama-server that we start ourselves: with one adapter on one port, found again after our restart by its command.
+
+Two traps (measured, b11434): on SIGTERM with requests under way it never ends, and those wait until they give up, so
+SIGKILL follows soon; and it answers whatever name is asked for, so only its adapter's file and its answers tell what it
+serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import structlog
+from pydantic import SecretStr
+
+from worker import crash
+from worker.errors import ApplyFailed
+from worker.models.adapter import AdapterModel, decode
+from worker.models.applicators.inference_client import ServerRefused
+from worker.models.applicators.llama_client import LlamaClient
+from worker.models.applicators.probe import ProbeResult, probe
+from worker.models.applicators.server_process import ServerProcess
+from worker.wire.served import Endpoint, ServedModel
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two looks at a server.
+_LOOK_SECONDS = 0.05
+#: Seconds until a large base is in memory; one that cannot load it ends at once, and that is seen.
+_START_SECONDS = 600.0
+#: Seconds after SIGTERM. One without requests ends in a tenth of that, one with requests never.
+_STOP_SECONDS = 3.0
+#: Addresses that stand for all of a machine's, and one at which the machine reaches itself.
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to recognise them
+#: What of our environment a server may need; all else may be a secret. LLAMA_ARG_... are its options.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+_ENVIRONMENT_PREFIXES = ("LLAMA_ARG_", "GGML_", "OMP_", "CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """The original's `LlamaServerConfig`, but for the port and the files."""
+
+    program: Path  # on PATH, or with a directory
+    base: Path  # GGUF
+    host: str
+    gpu_layers: int
+    context_size: int  # tokens, of all requests together
+    parallel: int
+    api_key: SecretStr | None
+
+
+class OwnServer:
+    """The server of one port: at most one process, at most one adapter."""
+
+    def __init__(
+        self, options: ServerOptions, *, port: int, process: ServerProcess, start_seconds: float = _START_SECONDS
+    ) -> None:
+        self._options = options
+        self._port = port
+        self._process = process
+        self._start_seconds = start_seconds
+        self.client = LlamaClient(
+            _url(_WILDCARDS.get(options.host, options.host), port), options.api_key, setting="SWARM_LLAMA_PORT"
+        )
+        #: Where nodes reach it.
+        self.url = _url(socket.gethostname() if options.host in _WILDCARDS else options.host, port)
+
+    def command(self, name: str, adapter: Path) -> list[str]:
+        """How it is started to serve the GGUF adapter as `name`. Raises `ApplyFailed` for what it cannot take."""
+        if "," in str(adapter):
+            raise ApplyFailed(f"llama-server splits --lora at commas: move {adapter}, that is SWARM_DATA_DIR")
+        if not adapter.is_file():
+            raise ApplyFailed(
+                f"{adapter} is missing, and llama-server takes no other form; for a base that is no llama, configure "
+                "SWARM_LORA_CONVERTER and train again"
+            )
+        options = self._options
+        return [
+            _found(options.program), "--model", str(options.base.absolute()), "--lora", str(adapter), "--alias", name,
+            "--host", options.host, "--port", str(self._port), "--ctx-size", str(options.context_size),
+            "--parallel", str(options.parallel), "--n-gpu-layers", str(options.gpu_layers), "--slots", "--no-ui",
+            "--log-verbosity", "2",  # warnings and errors: the information of each request would fill the disk
+        ]  # fmt: skip
+
+    async def runs(self) -> list[str] | None:
+        """The command of the process that runs. Raises `ApplyFailed` where it cannot be told."""
+        running = await self._process.running()
+        return None if running is None else running.command
+
+    async def serves(self, command: list[str], adapter: AdapterModel) -> ProbeResult | None:
+        """How the server of exactly this command answers the adapter's probes; None where that is not what serves."""
+        if await self.runs() != command or not await self.client.healthy() or not await self._in_force(command):
+            return None
+        return await probe(self.client, adapter, None)
+
+    async def bring(self, command: list[str], adapter: AdapterModel) -> ProbeResult:
+        """Start it so, unless it runs so, and see it answer as the adapter does. Another must have been stopped.
+
+        Raises `ApplyFailed`; then it may run.
+        """
+        if await self.runs() != command:
+            await self._process.start(command, self._environment())
+        await self._until_ready(command)
+        crash.point("adapter_loaded")
+        answers = await probe(self.client, adapter, None)
+        if not answers.served:
+            raise ApplyFailed(f"{self.client.shown} does not answer as the adapter does: {answers.detail}")
+        crash.point("adapter_probed")
+        return answers
+
+    async def bring_back(self, command: list[str]) -> None:
+        """Start what ran before, as it was. Another must have been stopped. Raises `ApplyFailed`."""
+        await self._process.start(command, self._environment())
+        await self._until_ready(command)
+
+    async def served(self, document: ServedModel | None) -> str | None:
+        """What an applicator's `served` says of the document that names this server; found by asking the server."""
+        if document is None or not isinstance(document.endpoint, Endpoint):
+            return None
+        content = bytes(document.model)
+        command = await self.runs()
+        if command is None:
+            return None
+        if _option(command, "--alias") != document.endpoint.model:
+            return f"something else ({_option(command, '--alias')})"
+        answers = await self.serves(command, decode(content))
+        if answers is None:
+            return None
+        return hashlib.sha256(content).hexdigest() if answers.served else f"something else ({answers.detail})"
+
+    async def drain(self, seconds: float, *, quiet_seconds: float) -> None:
+        """Wait until no request was there for `quiet_seconds`, at most `seconds`. Never raises."""
+        clock = asyncio.get_running_loop().time
+        end, quiet_since, newest = clock() + seconds, None, -1
+        while (now := clock()) < end:
+            try:
+                slots = await self.client.slots()
+            except ApplyFailed as error:  # it hangs, or is gone: nothing to wait for
+                log.warning("server_not_drained", server=self.client.shown, error=str(error))
+                return
+            last = max((slot.id_task for slot in slots), default=-1)
+            if any(slot.is_processing for slot in slots):
+                quiet_since = None
+            elif quiet_since is None or last != newest:  # a short request came and went between two looks
+                quiet_since = now
+            newest = last
+            if quiet_since is not None and now - quiet_since >= quiet_seconds:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+        log.warning("server_still_in_use", server=self.client.shown, after_s=seconds)
+
+    async def stop(self) -> None:
+        """End the process, if there is one; requests that are under way are lost. Raises `ApplyFailed`."""
+        await self._process.stop(grace=_STOP_SECONDS)
+
+    async def close(self) -> None:
+        """Release connections; the server goes on."""
+        await self.client.close()
+
+    async def _until_ready(self, command: list[str]) -> None:
+        """Raises `ApplyFailed` where it ends or takes too long."""
+        try:
+            async with asyncio.timeout(self._start_seconds):
+                while not await self.client.healthy() or not await self._in_force(command):
+                    if await self.runs() is None:  # and what answers, if something does, is another program
+                        said = await asyncio.to_thread(self._process.said)
+                        raise ApplyFailed(
+                            f"llama-server ended at its start: {said}; its log is {self._process.log_file}. "
+                            f"Is {self._options.base} the base of the adapter, and port {self._port} free?"
+                        )
+                    await asyncio.sleep(_LOOK_SECONDS)
+        except TimeoutError:
+            raise ApplyFailed(
+                f"{self.client.shown} was not ready within {self._start_seconds:g} s; see {self._process.log_file}"
+            ) from None
+
+    async def _in_force(self, command: list[str]) -> bool:
+        """Whether what answers has this adapter alone, and nobody has scaled it down by POST /lora-adapters."""
+        try:
+            loaded = await self.client.adapters()
+        except ServerRefused:  # no llama-server, or one with another key
+            return False
+        return [(each.path, each.scale) for each in loaded] == [(_option(command, "--lora"), 1.0)]
+
+    def _environment(self) -> Mapping[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
+        }
+        # Not on the command line, which every user of the machine sees.
+        return kept if self._options.api_key is None else kept | {
+            "LLAMA_API_KEY": self._options.api_key.get_secret_value()
+        }  # fmt: skip
+
+
+def _option(command: list[str], name: str) -> str | None:
+    """The value of an option in a command line, which a pid file may hold in a form of another release of ours."""
+    return next((value for key, value in pairwise(command) if key == name), None)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _found(program: Path) -> str:
+    """Absolute, since the process runs elsewhere. Raises `ApplyFailed` where there is none."""
+    path = shutil.which(program)
+    if path is None:
+        raise ApplyFailed(f"there is no program {str(program)!r}; set SWARM_LLAMA_SERVER_PATH to llama-server")
+    return str(Path(path).absolute())
