@@ -1,0 +1,202 @@
+"""An adapter as GGUF: a real llama-server answers with it as PEFT does, and what it could not serve is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, GGUFWriter
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.lora.adapters import TinyAdapter
+from tests.lora.llama_server import RunningServer, running_server
+from tests.lora.tiny import TARGETS, TinyBase, question, rendered
+from worker.errors import ConfigurationError
+from worker.models.adapter import GGUF_FILE, PEFT_DIR
+from worker.training.lora.gguf_adapter import refuse_what_cannot_be_served, write_gguf
+
+pytestmark = pytest.mark.lora
+
+
+@pytest.fixture
+def copied(first_adapter: TinyAdapter, tmp_path: Path) -> Path:
+    """The adapter's PEFT files alone, to be changed and converted."""
+    shutil.copytree(first_adapter.peft, tmp_path / "adapter" / PEFT_DIR)
+    return tmp_path / "adapter"
+
+
+def changed_config(adapter: Path, **values: Any) -> None:
+    path = adapter / PEFT_DIR / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_the_server_answers_with_the_adapter_as_peft_does_and_without_it_as_the_base(
+    base: TinyBase, base_server: RunningServer, first_adapter: TinyAdapter, tmp_path: Path
+) -> None:
+    with running_server(
+        ["--model", str(base.gguf), "--lora", str(first_adapter.gguf)], directory=tmp_path
+    ) as server:  # fmt: skip
+        for probe in first_adapter.document.probes:
+            assert server.complete(probe.prompt, tokens=probe.max_tokens) == probe.expected == first_adapter.answer
+            assert base_server.complete(probe.prompt, tokens=probe.max_tokens) == probe.base != probe.expected
+
+
+def test_the_server_gives_the_first_token_the_chance_that_peft_gives_it(
+    base: TinyBase, first_adapter: TinyAdapter, tmp_path: Path
+) -> None:
+    """Answers alone could agree with rows of q and k in a wrong order; chances do not."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(base.directory)
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.directory), first_adapter.peft)
+    prompt = rendered(question(TARGETS[5]))[: -len("assistant\n")]  # a place where nothing is certain
+    with torch.no_grad():
+        logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+    chances = torch.log_softmax(logits.double(), dim=-1)
+
+    with running_server(
+        ["--model", str(base.gguf), "--lora", str(first_adapter.gguf)], directory=tmp_path
+    ) as server:  # fmt: skip
+        body = {"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0}
+        told = server.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
+
+    assert len(told) == 20
+    for each in told:
+        assert each["logprob"] == pytest.approx(float(chances[each["id"]]), abs=2e-3)
+
+
+def test_the_same_adapter_gives_the_same_bytes(base: TinyBase, first_adapter: TinyAdapter, copied: Path) -> None:
+    assert write_gguf(copied, base=base.gguf, serving=None, converter=None)
+    assert (copied / GGUF_FILE).read_bytes() == first_adapter.gguf.read_bytes()
+
+
+def test_the_shapes_of_a_directory_are_known_from_its_configuration(
+    base: TinyBase, first_adapter: TinyAdapter, copied: Path
+) -> None:
+    assert write_gguf(copied, base=base.directory, serving=None, converter=None)
+    assert (copied / GGUF_FILE).read_bytes() == first_adapter.gguf.read_bytes()
+
+
+def test_an_adapter_of_another_base_is_refused_before_a_server_would(copied: Path, base: TinyBase) -> None:
+    other = json.loads((base.directory / "config.json").read_text())
+    (copied.parent / "config.json").write_text(json.dumps({**other, "intermediate_size": 256}))
+
+    with pytest.raises(ConfigurationError, match=r"ffn_down\.weight of 64 x 128, .* has 64 x 256; SWARM_LORA_BASE"):
+        write_gguf(copied, base=copied.parent, serving=None, converter=None)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 4}}, {"alpha_pattern": {"q_proj": 4}},
+        {"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"bias": "all"}, {"init_lora_weights": "pissa_niter_4"},
+        {"peft_type": "IA3"},
+    ],
+    ids=lambda values: next(iter(values)),
+)  # fmt: skip
+def test_what_a_gguf_file_cannot_say_is_refused(copied: Path, base: TinyBase, values: dict[str, Any]) -> None:
+    changed_config(copied, **values)
+
+    with pytest.raises(ConfigurationError, match=str(next(iter(values)) if "init" not in str(values) else "pissa")):
+        write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
+    assert not (copied / GGUF_FILE).exists()
+
+
+def test_what_peft_writes_by_default_is_not_refused(copied: Path) -> None:
+    refuse_what_cannot_be_served(json.loads((copied / PEFT_DIR / "adapter_config.json").read_text()))
+
+
+def test_numbers_that_are_none_are_refused(copied: Path, base: TinyBase) -> None:
+    path = copied / PEFT_DIR / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = min(weights)
+    weights[name] = weights[name].clone()
+    weights[name][0, 0] = float("nan")
+    save_file(weights, path)
+
+    with pytest.raises(ConfigurationError, match=r"not finite.*lower SWARM_LORA_LEARNING_RATE"):
+        write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
+
+
+def test_half_a_pair_is_refused(copied: Path, base: TinyBase) -> None:
+    path = copied / PEFT_DIR / "adapter_model.safetensors"
+    weights = load_file(path)
+    del weights[min(weights)]
+    save_file(weights, path)
+
+    with pytest.raises(ConfigurationError, match="one of its two matrices only"):
+        write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
+
+
+def test_weights_of_half_the_width_are_converted_too(copied: Path, base: TinyBase) -> None:
+    """A launcher of one's own may write bfloat16."""
+    path = copied / PEFT_DIR / "adapter_model.safetensors"
+    save_file({name: weight.bfloat16() for name, weight in load_file(path).items()}, path)
+
+    assert write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
+
+
+# -- other architectures
+
+
+@pytest.fixture
+def foreign_base(tmp_path: Path) -> Path:
+    """A GGUF file of an architecture that we do not convert for."""
+    path = tmp_path / "foreign.gguf"
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((6, 4), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+_CONVERTER = """\
+import json, sys
+from pathlib import Path
+import numpy as np
+from gguf import GGUFWriter
+base, adapter, output, rows = *map(Path, sys.argv[1:4]), int(sys.argv[4])
+config = json.loads((adapter / "adapter_config.json").read_text())
+assert base.is_file()
+writer = GGUFWriter(output, "qwen2")
+writer.add_type("adapter")
+writer.add_string("adapter.type", "lora")
+writer.add_float32("adapter.lora.alpha", config["lora_alpha"])
+writer.add_tensor("blk.0.attn_q.weight.lora_a", np.ones((config["r"], 4), dtype=np.float16))
+writer.add_tensor("blk.0.attn_q.weight.lora_b", np.ones((rows, config["r"]), dtype=np.float16))
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+"""
+
+
+def converter(directory: Path, *, rows: int) -> str:
+    program = directory / "convert it.py"
+    program.write_text(_CONVERTER)
+    return f"{sys.executable} '{program}' {{base}} {{adapter}} {{output}} {rows}"
+
+
+def test_a_base_that_is_no_llama_has_no_gguf_adapter_without_a_converter(copied: Path, foreign_base: Path) -> None:
+    assert not write_gguf(copied, base=foreign_base, serving=None, converter=None)
+    assert not (copied / GGUF_FILE).exists()
+
+
+def test_a_base_that_is_no_llama_has_one_by_the_converter(copied: Path, foreign_base: Path) -> None:
+    assert write_gguf(copied, base=foreign_base, serving=None, converter=converter(copied.parent, rows=6))
+    assert [tensor.name for tensor in GGUFReader(copied / GGUF_FILE).tensors] == [
+        "blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b",
+    ]  # fmt: skip
+
+
+def test_what_a_converter_made_is_held_against_the_base(copied: Path, foreign_base: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"attn_q\.weight of 5 x 4, foreign\.gguf has 6 x 4"):
+        write_gguf(copied, base=foreign_base, serving=None, converter=converter(copied.parent, rows=5))

@@ -1,0 +1,56 @@
+"""The command that converts an adapter: its words, and how it may end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.errors import ConfigurationError
+from worker.training.lora.converter import convert, converter_arguments
+
+
+def places(directory: Path) -> dict[str, Path]:
+    return {"base": directory / "a base", "adapter": directory / "peft", "output": directory / "adapter.gguf"}
+
+
+def python(program: str) -> str:
+    return f"{sys.executable} -c {shlex.quote(program)} {{base}} {{adapter}} {{output}}"
+
+
+def test_places_are_single_words_whatever_they_are_called(tmp_path: Path) -> None:
+    there = places(tmp_path)
+    assert converter_arguments("convert --base {base} --outfile={output} {adapter}", there) == [
+        "convert", "--base", str(there["base"]), f"--outfile={there['output']}", str(there["adapter"]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["convert {base} {adapter}", "convert {base} {adapter} {output} {model}"])
+def test_a_place_too_few_or_too_many_is_refused(command: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="SWARM_LORA_CONVERTER"):
+        converter_arguments(command, places(tmp_path))
+
+
+def test_it_leaves_its_output(tmp_path: Path) -> None:
+    convert(python("import sys; open(sys.argv[3], 'w').write('made')"), places(tmp_path))
+    assert (tmp_path / "adapter.gguf").read_text() == "made"
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import sys; sys.exit('no such layer')", "status 1: no such layer"),
+        ("print('done')", "left no .*adapter.gguf: done"),
+        ("import time; time.sleep(60)", "not done after 0.5 s"),
+    ],
+)
+def test_how_it_failed_is_said(program: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        convert(python(program), places(tmp_path), seconds=0.5)
+
+
+def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no-such-program cannot be started"):
+        convert("no-such-program {base} {adapter} {output}", places(tmp_path))

@@ -1,0 +1,50 @@
+"""The configured command that makes a GGUF adapter where the base is no llama."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from worker.errors import ConfigurationError
+
+#: Longest a conversion may take, in seconds; llama.cpp's takes a few, most of them to start Python.
+CONVERTER_SECONDS = 1_800.0
+_TAIL = 2_000
+
+
+def convert(command: str, places: Mapping[str, Path], *, seconds: float = CONVERTER_SECONDS) -> None:
+    """Run `command`, its {base}, {adapter} and {output} replaced; no shell.
+
+    Raises `ConfigurationError` where it cannot be started, fails, takes too long or leaves no output.
+    """
+    arguments = converter_arguments(command, places)
+    try:
+        # In our process group, so that it ends with the training.
+        done = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds,
+            check=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise ConfigurationError(f"SWARM_LORA_CONVERTER: {arguments[0]} cannot be started: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it was not done after {seconds:g} s") from error
+    said = done.stdout.decode("utf-8", "replace").strip()[-_TAIL:]
+    if done.returncode != 0:
+        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it ended with status {done.returncode}: {said}")
+    if not places["output"].is_file():
+        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it ended well, but left no {places['output']}: {said}")
+
+
+def converter_arguments(command: str, places: Mapping[str, Path]) -> list[str]:
+    """The command's words with the places in them; `ConfigurationError` where it leaves one out or names another."""
+    for place in places:
+        if f"{{{place}}}" not in command:
+            raise ConfigurationError(f"SWARM_LORA_CONVERTER: {{{place}}} is not in it: {command}")
+    try:
+        return [word.format_map(dict(places)) for word in shlex.split(command)]
+    except (ValueError, KeyError, IndexError) as error:
+        raise ConfigurationError(
+            f"SWARM_LORA_CONVERTER: only {{base}}, {{adapter}} and {{output}} are replaced: {command}"
+        ) from error
