@@ -37,13 +37,12 @@ from worker.intake import Intake
 from worker.learning.triggers import TrainTrigger
 from worker.life import Parts, Worker
 from worker.models.announce import Announcer
-from worker.models.applicators.files import FilesApplicator
-from worker.models.applicators.noop import NoopApplicator
+from worker.models.applicators.chosen import lora_applicator, offline_applicator
 from worker.models.applicators.port import Applicator
-from worker.models.applicators.webhook import WebhookApplicator
 from worker.models.applier import Applier
 from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
+from worker.models.health_window import HealthWindow
 from worker.models.keeper import AdapterKeeper
 from worker.models.registry import Registry
 from worker.ops.health import HealthServer
@@ -58,13 +57,16 @@ from worker.sink.quarantine_room import QuarantineKeeper
 from worker.sink.sink import Sink
 from worker.status import StatusReporter
 from worker.store import open_store
-from worker.store.port import Store
+from worker.store.port import ModelKind, Store
 from worker.store.retention import Retention
 from worker.store.watch import WriteWatch
 from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import TrainingConfig
-from worker.training.modes import parse_mode, require_runnable
+from worker.training.lora.planned import lora_launcher, lora_plan
+from worker.training.lora.recipe import lora_recipe
+from worker.training.lora.requirements import require_lora
+from worker.training.modes import ProcessorMode, parse_mode
 from worker.training.offline import offline_recipe
 from worker.training.recipe import Recipe
 from worker.training.runs import RunManager
@@ -80,7 +82,7 @@ class WorkerBuilder:
         self._settings = settings or load_settings(**flags)
         self._clock: Clock = SystemClock()
         self._store: Store | None = None
-        self._applicator: Applicator | None = None
+        self._applicators: dict[ModelKind, Applicator] = {}
         self._triggers: dict[str | None, TrainTrigger] = {}
         self._learn_models: dict[str | None, Sequence[LearnModel]] = {}
 
@@ -104,46 +106,40 @@ class WorkerBuilder:
         self._learn_models[scenario] = models
         return self
 
-    def applicator(self, applicator: Applicator) -> Self:
-        """How models reach those who use them."""
-        self._applicator = applicator
+    def applicator(self, applicator: Applicator, kind: ModelKind = "offline") -> Self:
+        """How models of a kind reach those who use them."""
+        self._applicators[kind] = applicator
         return self
 
     def build(self) -> Worker:
         """The worker. Raises `ConfigurationError` for everything that would otherwise fail only later."""
         settings = self._settings
-        require_runnable(parse_mode(settings.processor_mode))
+        mode = parse_mode(settings.processor_mode)
         if not settings.scenarios:
             raise ConfigurationError("no scenario to serve; set SWARM_SCENARIOS, for example to checkout,search")
         triggers, models = self._triggers, self._learn_models
+        learn_models = {
+            name: models.get(name) or models.get(None) or learn_models_of(settings, name) for name in settings.scenarios
+        }
+        if "lora" in mode.kinds:
+            require_lora(settings, mode, learn_models, own_applicator="lora" in self._applicators)
         kit = _Kit(
             settings=settings,
+            mode=mode,
             clock=self._clock,
             url=broker_url(settings),
             keys=control_keys(settings),
             store=self._store or open_store(settings.effective_store_url, self._clock),
-            applicator=self._applicator or _applicator(settings),
+            applicators=self._applicators,
             rules={name: rules_of(settings, name) for name in settings.scenarios},
             triggers={
                 name: triggers.get(name) or triggers.get(None) or trigger_of(settings, name)
                 for name in settings.scenarios
             },
-            learn_models={
-                name: models.get(name) or models.get(None) or learn_models_of(settings, name)
-                for name in settings.scenarios
-            },
+            learn_models=learn_models,
+            own_models=frozenset(name for name in settings.scenarios if models.get(name) or models.get(None)),
         )
         return Worker(settings, kit.assemble)
-
-
-def _applicator(settings: Settings) -> Applicator:
-    match settings.applicator:
-        case "files":
-            return FilesApplicator(settings.data_dir)
-        case "webhook" if settings.webhook_url is not None:
-            return WebhookApplicator(settings.webhook_url, key=settings.webhook_key)
-        case _:
-            return NoopApplicator()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +147,16 @@ class _Kit:
     """Everything that was chosen; `assemble` makes the parts of it."""
 
     settings: Settings
+    mode: ProcessorMode
     clock: Clock
     url: BrokerUrl
     keys: Mapping[str, bytes]
     store: Store
-    applicator: Applicator
+    applicators: Mapping[ModelKind, Applicator]  # of one's own; the settings choose the others
     rules: Mapping[str, Rules]
     triggers: Mapping[str, TrainTrigger]
     learn_models: Mapping[str, Sequence[LearnModel]]
+    own_models: frozenset[str]  # scenarios whose learn models are not those of the settings
 
     def assemble(self, worker: Worker) -> Parts:
         """Put the parts together; each gets what it needs and knows nothing of the rest."""
@@ -201,14 +199,16 @@ class _Kit:
         )
         registry = Registry(store, ModelFiles(settings.data_dir))
         announcer = Announcer(settings.worker_id)
+        applicators = self._applicators()
         applier = Applier(
             store=store,
             registry=registry,
-            applicators={"offline": self.applicator},
+            applicators=applicators,
             announcer=announcer,
             clock=clock,
             mode_of=lambda name: apply_mode_of(settings, name),
             max_history=settings.max_history,
+            health_window=HealthWindow(settings.lora_health_window, clock),
             on_event=relay.wake,
         )
         book = TriggerBook(store)
@@ -296,7 +296,7 @@ class _Kit:
         )
         return Parts(
             store=store,
-            applicator=self.applicator,
+            applicators=applicators,
             sessions=(consume, publish, command),
             inbox=inbox,
             subscribers=subscribers,
@@ -326,13 +326,23 @@ class _Kit:
             registry=registry,
             announcer=announcer,
             clock=self.clock,
-            recipes={"offline": self._offline_recipe(registry)},
+            recipes={kind: self._recipe(kind, registry) for kind in self.mode.kinds},
             owner=f"{settings.worker_id}.{boot_id}",
             timing=Timing(cooldown=settings.training_cooldown, first_backoff=settings.training_backoff),
         )
 
-    def _offline_recipe(self, registry: Registry) -> Recipe:
+    def _applicators(self) -> dict[ModelKind, Applicator]:
+        """Of offline models always: one that is live goes on being served, whatever is trained."""
+        chosen: dict[ModelKind, Applicator] = {"offline": offline_applicator(self.settings)}
+        if "lora" in self.mode.kinds:
+            chosen["lora"] = lora_applicator(self.settings)
+        return {**chosen, **self.applicators}
+
+    def _recipe(self, kind: ModelKind, registry: Registry) -> Recipe:
         settings = self.settings
+        if kind == "lora":
+            plan = lora_plan(settings, models_of=self._models_with, rules_of=self.rules.__getitem__)
+            return lora_recipe(self.store, registry, plan, lora_launcher(settings))
         return offline_recipe(
             self.store,
             registry,
@@ -345,6 +355,12 @@ class _Kit:
             ),
             runs_dir=settings.data_dir / "runs",
         )
+
+    def _models_with(self, scenario: str, seen: Sequence[str]) -> Sequence[LearnModel]:
+        """A scenario's learn models, whose examples offer the actions that it has seen."""
+        if scenario in self.own_models:
+            return self.learn_models[scenario]
+        return learn_models_of(self.settings, scenario, seen)
 
     def _http(self, status: StatusReporter, write_watch: WriteWatch) -> HealthServer:
         registry, collector = make_registry()

@@ -1,8 +1,9 @@
-"""From settings to what one scenario means by them: its rules, learn models, trigger, apply mode. Pure."""
+"""From settings to what one scenario means by them: its rules, learn models, trigger, apply mode."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
@@ -67,6 +68,24 @@ def trigger_of(settings: Settings, scenario: str) -> TrainTrigger:
 def apply_mode_of(settings: Settings, scenario: str) -> Literal["manual", "auto"]:
     """The scenario's apply mode."""
     return options_of(settings, scenario).apply_mode or settings.apply_mode
+
+
+def base_model(settings: Settings) -> str:
+    """What adapters are trained on: an absolute path where it is there, since the child works elsewhere; else a hub id.
+
+    Empty where none is set.
+    """
+    name = settings.lora_base_model or ""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name and path.exists() else name
+
+
+def serving_base(settings: Settings) -> Path | None:
+    """The GGUF file that llama.cpp serves: the one that is set, else the base model where it is such a file."""
+    if settings.lora_serving_base is not None:
+        return settings.lora_serving_base.absolute()
+    base = Path(base_model(settings))
+    return base if base.suffix == ".gguf" else None
 
 
 def outcome_model(models: Sequence[LearnModel]) -> str:

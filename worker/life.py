@@ -37,7 +37,7 @@ from worker.projector.projector import Projector
 from worker.settings import Settings
 from worker.sink.sink import Sink
 from worker.status import StatusReporter
-from worker.store.port import Store
+from worker.store.port import ModelKind, Store
 from worker.store.retention import Retention
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
@@ -60,7 +60,7 @@ class Parts:
     """What a worker is made of."""
 
     store: Store
-    applicator: Applicator
+    applicators: Mapping[ModelKind, Applicator]
     sessions: Sequence[Session]
     inbox: asyncio.Queue[Delivery]
     subscribers: Mapping[str, Subscriber]
@@ -125,7 +125,8 @@ class Worker:
         async with AsyncExitStack() as stack:
             await parts.store.open()
             stack.push_async_callback(parts.store.close)
-            stack.push_async_callback(parts.applicator.close)
+            for applicator in parts.applicators.values():
+                stack.push_async_callback(applicator.close)
             stack.enter_context(self.alone())
             await parts.registry.clean_up(self.settings.scenarios)
             for session in parts.sessions:

@@ -143,7 +143,7 @@ class Settings(LoraSettings):
         description="when to train: count(N), N new episodes of the first learn model; every(1h), "
         "quality(0.6), drift, manual, never, always, and, or, ( )",
     )
-    processor_mode: str = Field("offline", description="what to train; lora and full are not there yet")
+    processor_mode: str = Field("offline", description="what to train: offline, lora or full, which is both")
     max_sessions: int = Field(20, ge=1, description="newest sessions an analysis reads")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of episodes held out for the gate")
     producer_share: float = Field(

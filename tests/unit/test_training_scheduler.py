@@ -22,7 +22,7 @@ from worker.settings import LEARN_MODELS
 from worker.store.port import ScenarioFacts, TriggerState
 from worker.training.endings import after_failure, after_skip, after_success, backoff, has_news
 from worker.training.inputs import FrozenFacts
-from worker.training.modes import ProcessorMode, parse_mode, require_runnable
+from worker.training.modes import ProcessorMode, parse_mode
 from worker.training.scheduler import TriggerScheduler
 from worker.training.waiting import waiting_text
 
@@ -245,10 +245,7 @@ def test_any_other_mode_is_a_wrong_setting(word: str) -> None:
         parse_mode(word)
 
 
-@pytest.mark.parametrize("mode", [ProcessorMode.LORA, ProcessorMode.FULL])
-def test_lora_is_refused_at_start_not_when_it_fires(mode: ProcessorMode) -> None:
-    """Exit 78 and what is missing (fault 17)."""
-    with pytest.raises(ConfigurationError, match="LoRA trainer") as raised:
-        require_runnable(mode)
-    assert raised.value.exit_code == 78
-    require_runnable(ProcessorMode.OFFLINE)
+def test_a_mode_says_what_is_trained_and_in_which_order() -> None:
+    assert ProcessorMode.OFFLINE.kinds == ("offline",)
+    assert ProcessorMode.LORA.kinds == ("lora",)
+    assert ProcessorMode.FULL.kinds == ("offline", "lora")

@@ -8,11 +8,12 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import click
 import msgspec
 import orjson
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -39,7 +40,11 @@ PLACES = (
 
 
 #: Only from the environment, .env or the secrets directory. The broker's address is a flag: it need hold no password.
-_SECRETS = ("control_key", "webhook_key", "webhook_url")
+_SECRETS = frozenset(
+    name
+    for name, field in Settings.model_fields.items()
+    if SecretStr in (field.annotation, *get_args(field.annotation)) and name != "amqp_url"
+)
 
 
 def console() -> Console:

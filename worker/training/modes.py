@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from worker.errors import ConfigurationError
+from worker.store.port import ModelKind
 
 
 class ProcessorMode(Enum):
@@ -17,7 +18,17 @@ class ProcessorMode(Enum):
     def __str__(self) -> str:
         return self.value
 
+    @property
+    def kinds(self) -> tuple[ModelKind, ...]:
+        """What is trained, in this order."""
+        return _KINDS[self]
 
+
+_KINDS: dict[ProcessorMode, tuple[ModelKind, ...]] = {
+    ProcessorMode.OFFLINE: ("offline",),
+    ProcessorMode.LORA: ("lora",),
+    ProcessorMode.FULL: ("offline", "lora"),
+}
 _WORDS = {
     "offline": ProcessorMode.OFFLINE,
     "offline_only": ProcessorMode.OFFLINE,
@@ -36,12 +47,3 @@ def parse_mode(text: str) -> ProcessorMode:
             f"SWARM_PROCESSOR_MODE: {text!r} is no mode; use offline (offline_only), lora (lora_only) or full (both)"
         )
     return mode
-
-
-def require_runnable(mode: ProcessorMode) -> None:
-    """Refuse at start what could only fail once a trigger fires."""
-    if mode is not ProcessorMode.OFFLINE:
-        raise ConfigurationError(
-            f"SWARM_PROCESSOR_MODE: {mode} needs a LoRA trainer, and this version has none: neither the training code "
-            "(torch, peft) nor a base model can be configured; set SWARM_PROCESSOR_MODE=offline"
-        )

@@ -248,7 +248,7 @@ class Node:
         )
         return Parts(
             store=store,
-            applicator=self._applicator,
+            applicators={"offline": self._applicator},
             sessions=(),
             inbox=inbox,
             subscribers=cast("Any", subscribers),

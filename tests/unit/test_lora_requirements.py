@@ -1,0 +1,247 @@
+"""What modes lora and full need is looked at before anything starts: each fault names its setting and the cure."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.app import WorkerBuilder
+from worker.errors import ConfigurationError
+from worker.models.applicators.noop import NoopApplicator
+from worker.settings import load_settings
+from worker.training.lora import requirements
+
+
+def gguf(path: Path, architecture: str = "llama") -> Path:
+    """The beginning of a file as llama.cpp's writers make it, with a few values before the architecture."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    values = [
+        text("general.type") + struct.pack("<I", 8) + text("model"),
+        text("general.sizes") + struct.pack("<IIQ3I", 9, 4, 3, 1, 2, 3),
+        text("general.version") + struct.pack("<IQ", 10, 7),
+        text("general.architecture") + struct.pack("<I", 8) + text(architecture),
+    ]
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(values)) + b"".join(values))
+    return path
+
+
+def program(path: Path, text: str = "#!/bin/sh\nexit 0\n") -> Path:
+    path.write_text(text)
+    path.chmod(0o700)
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A directory as transformers writes it, as far as a look at it goes."""
+    directory = tmp_path / "base"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"weights")
+    return directory
+
+
+@pytest.fixture
+def flags(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings that nothing is wrong with, whether or not the extra is installed here."""
+    monkeypatch.setattr(requirements, "_PACKAGES", ("json",))
+    return {
+        "scenarios": "a",
+        "processor_mode": "lora",
+        "lora_base_model": str(base),
+        "data_dir": tmp_path / "data",
+        "store_url": "memory:",
+    }
+
+
+def refusal(flags: dict[str, Any], **more: Any) -> str:
+    """Why a worker of these settings is not built."""
+    with pytest.raises(ConfigurationError) as raised:
+        WorkerBuilder(load_settings(**{**flags, **more})).build()
+    assert raised.value.exit_code == 78
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full", "lora_only", "both"])
+def test_a_worker_is_built_where_everything_is_there(flags: dict[str, Any], mode: str) -> None:
+    WorkerBuilder(load_settings(**{**flags, "processor_mode": mode})).build()
+
+
+def test_offline_needs_none_of_it(tmp_path: Path) -> None:
+    WorkerBuilder(
+        load_settings(scenarios="a", data_dir=tmp_path, store_url="memory:", lora_base_model="/no/where")
+    ).build()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_every_fault_has_its_line(flags: dict[str, Any], mode: str) -> None:
+    """The original noticed none of them before a trigger fired (fault 17)."""
+    first, *lines = refusal(
+        flags, processor_mode=mode, lora_base_model=None, lora_train_script="/no/train.py", lora_objective="dpo",
+        learn_models="worker_task",
+    ).splitlines()  # fmt: skip
+    assert first == f"SWARM_PROCESSOR_MODE={mode} cannot run:"
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "SWARM_LORA_BASE_MODEL",
+        "SWARM_LORA_OBJECTIVE",
+        "SWARM_LORA_TRAIN_SCRIPT",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (None, "no base model is set"),
+        ("/no/where", "is not there"),
+        ("./nowhere", "is not there"),
+        ("nowhere.gguf", "is not there"),
+        ("what is this?", "neither there nor a hub id"),
+        ("a/b/c", "neither there nor a hub id"),
+    ],
+)
+def test_a_base_model_that_is_not_there_is_refused(flags: dict[str, Any], name: str | None, why: str) -> None:
+    assert why in refusal(flags, lora_base_model=name)
+
+
+@pytest.mark.parametrize("name", ["LiquidAI/LFM2.5-1.2B-Instruct", "gpt2"])
+def test_a_hub_id_is_taken_for_one(flags: dict[str, Any], name: str) -> None:
+    WorkerBuilder(load_settings(**{**flags, "lora_base_model": name})).build()
+
+
+def test_a_directory_must_be_a_model_of_safetensors(flags: dict[str, Any], base: Path) -> None:
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    assert "pickled weights" in refusal(flags)
+    (base / "config.json").unlink()
+    assert "holds no config.json" in refusal(flags)
+    gguf(base / "model.gguf")
+    assert str(base / "model.gguf") in refusal(flags)
+
+
+def test_a_file_must_be_a_gguf_file(flags: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    assert "is no GGUF file" in refusal(flags, lora_base_model=str(base / "config.json"))
+    WorkerBuilder(load_settings(**{**flags, "lora_base_model": str(gguf(tmp_path / "base.gguf"))})).build()
+
+
+@pytest.mark.parametrize(
+    ("objective", "models", "missing"), [("dpo", "worker_task,dependency_graph", "dpo"), ("sft", "dpo", "worker_task")]
+)
+def test_learn_models_must_give_examples_of_the_objective(
+    flags: dict[str, Any], objective: str, models: str, missing: str
+) -> None:
+    text = refusal(flags, lora_objective=objective, learn_models=models)
+    assert "SWARM_LORA_OBJECTIVE: no learn model of a" in text
+    assert missing in text
+    options = {"a": {"learn_models": [missing]}}
+    WorkerBuilder(
+        load_settings(**flags, lora_objective=objective, learn_models=models, scenario_options=options)
+    ).build()
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens", "input_layernorm"])
+def test_modules_that_no_server_takes_are_refused(flags: dict[str, Any], module: str) -> None:
+    text = refusal(flags, lora_target_modules=f"q_proj,{module}")
+    assert f"no server takes an adapter of {module}" in text
+    assert "it names none" in refusal(flags, lora_target_modules="")
+
+
+def test_programs_must_be_there(flags: dict[str, Any], tmp_path: Path) -> None:
+    assert "SWARM_LORA_PYTHON_PATH" in refusal(flags, lora_python_path="/no/python")
+    assert "SWARM_LORA_PYTHON_PATH" in refusal(flags, lora_python_path=program(tmp_path / "p", "#!/bin/sh\nexit 1\n"))
+    assert "there is no program nolaunch" in refusal(flags, lora_launcher="nolaunch {command}")
+    assert "{command} is missing" in refusal(flags, lora_launcher="sh -c true")
+    assert "no command line" in refusal(flags, lora_launcher="sh -c '{command}")
+    assert "{output} is missing" in refusal(flags, lora_converter="sh {base} {adapter}")
+    WorkerBuilder(
+        load_settings(
+            **flags,
+            lora_python_path=sys.executable,
+            lora_launcher="sh -c '{command}'",
+            lora_converter="sh x {base} {adapter} {output}",
+        )
+    ).build()
+
+
+def test_the_extra_must_be_installed_where_we_train(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "_PACKAGES", ("json", "no_such_package"))
+    text = refusal(flags)
+    assert "the extra lora is not installed here (no_such_package missing)" in text
+    assert "pip install 'swarm-worker[lora]'" in text
+    assert f"not installed in {sys.executable}" in refusal(flags, lora_python_path=sys.executable)
+
+
+def test_a_script_or_launcher_brings_its_own_packages(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "_PACKAGES", ("no_such_package",))
+    script = program(tmp_path / "train.py")
+    for more in ({"lora_train_script": script}, {"lora_launcher": "sh -c '{command}'"}):
+        WorkerBuilder(load_settings(**flags, **more)).build()
+
+
+def test_cuda_takes_no_limit_of_address_space(flags: dict[str, Any]) -> None:
+    assert "SWARM_LORA_MEMORY_MB" in refusal(flags, lora_device="cuda", lora_memory_mb=4096)
+
+
+def test_directories_must_be_ours_to_write(flags: dict[str, Any], base: Path) -> None:
+    assert "SWARM_LORA_DATA_DIR" in refusal(flags, lora_data_dir=base / "config.json" / "data")
+    assert "SWARM_LORA_OUTPUT_DIR" in refusal(flags, lora_output_dir=base / "config.json")
+
+
+@pytest.mark.parametrize("applicator", ["llama_router", "llama_server", "blue_green"])
+def test_llama_cpp_serves_a_gguf_file_of_an_architecture_that_we_convert(
+    flags: dict[str, Any], tmp_path: Path, applicator: str
+) -> None:
+    given = {**flags, "lora_applicator": applicator, "llama_server_path": program(tmp_path / "server")}
+    given |= {"llama_preset": tmp_path / "preset.ini"}
+    assert "SWARM_LORA_SERVING_BASE: " in refusal(given)
+    assert "is not there" in refusal(given, lora_serving_base=tmp_path / "none.gguf")
+    text = tmp_path / "text.gguf"
+    text.write_text("GGUF")
+    assert "cannot be read" in refusal(given, lora_serving_base=text)
+    other = gguf(tmp_path / "other.gguf", "lfm2")
+    assert "SWARM_LORA_CONVERTER: other.gguf is of architecture lfm2" in refusal(given, lora_serving_base=other)
+    for more in (
+        {"lora_serving_base": other, "lora_converter": "sh x {base} {adapter} {output}"},
+        {"lora_serving_base": gguf(tmp_path / "ours.gguf")},
+        {"lora_base_model": str(tmp_path / "ours.gguf")},
+    ):
+        WorkerBuilder(load_settings(**{**given, **more})).build()
+
+
+def test_the_router_needs_its_preset_and_an_address(flags: dict[str, Any], tmp_path: Path) -> None:
+    given = {**flags, "lora_applicator": "llama_router", "lora_serving_base": gguf(tmp_path / "base.gguf")}
+    assert "SWARM_LLAMA_PRESET" in refusal(given)
+    assert "SWARM_LLAMA_PRESET" in refusal(given, llama_preset=tmp_path / "no" / "preset.ini")
+    assert "SWARM_LLAMA_URL" in refusal(given, llama_preset=tmp_path / "preset.ini", llama_url="localhost:8080")
+
+
+@pytest.mark.parametrize("applicator", ["llama_server", "blue_green"])
+def test_servers_of_our_own_need_a_program_ports_and_a_single_scenario(
+    flags: dict[str, Any], tmp_path: Path, applicator: str
+) -> None:
+    given = {**flags, "lora_applicator": applicator, "lora_serving_base": gguf(tmp_path / "base.gguf")}
+    given |= {"llama_server_path": program(tmp_path / "server")}
+    assert "SWARM_LLAMA_SERVER_PATH" in refusal(given, llama_server_path="no-such-server")
+    assert "there are 2 scenarios" in refusal(given, scenarios="a,b")
+    assert "SWARM_LLAMA_PORT: 9108" in refusal(given, llama_port=9108)
+    if applicator == "blue_green":
+        assert "SWARM_LLAMA_STANDBY_PORT" in refusal(given, llama_port=8081)
+
+
+def test_vllm_and_webhook_need_an_address(flags: dict[str, Any]) -> None:
+    assert "SWARM_VLLM_URL" in refusal(flags, lora_applicator="vllm", vllm_url="http://")
+    assert "SWARM_WEBHOOK_URL" in refusal(flags, lora_applicator="webhook")
+    WorkerBuilder(load_settings(**flags, lora_applicator="vllm")).build()
+
+
+def test_an_applicator_of_ones_own_needs_none_of_the_settings(flags: dict[str, Any]) -> None:
+    builder = WorkerBuilder(load_settings(**flags, lora_applicator="llama_router"))
+
+    builder.applicator(NoopApplicator(), "lora").build()

@@ -1,0 +1,93 @@
+"""What the chosen way of serving adapters needs: its settings, its files, its program."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from worker.configuration import serving_base
+from worker.models.gguf_header import architecture_of
+from worker.settings import Settings
+
+_LLAMA = frozenset({"llama_router", "llama_server", "blue_green"})
+#: Whose adapters we write as GGUF ourselves; others need a converter.
+_OWN_FORMAT = "llama"
+
+
+def serving_faults(settings: Settings) -> Iterator[str]:
+    """What is wrong, each with its cure."""
+    chosen = settings.lora_applicator
+    if chosen in _LLAMA:
+        yield from _gguf_base(settings)
+    if chosen == "llama_router":
+        yield from _url("SWARM_LLAMA_URL", settings.llama_url)
+        if settings.llama_preset is None:
+            yield (
+                "SWARM_LLAMA_PRESET: llama_router writes the file that the router is started with (--models-preset); "
+                "name it"
+            )
+        elif not settings.llama_preset.absolute().parent.is_dir():
+            yield f"SWARM_LLAMA_PRESET: {settings.llama_preset.absolute().parent} is no directory"
+    elif chosen in ("llama_server", "blue_green"):
+        yield from _own_servers(settings)
+    elif chosen == "vllm":
+        yield from _url("SWARM_VLLM_URL", settings.vllm_url)
+    elif chosen == "webhook" and settings.webhook_url is None:
+        yield "SWARM_LORA_APPLICATOR: webhook needs a URL; set SWARM_WEBHOOK_URL"
+
+
+def _gguf_base(settings: Settings) -> Iterator[str]:
+    base = serving_base(settings)
+    if base is None:
+        yield (
+            f"SWARM_LORA_SERVING_BASE: {settings.lora_applicator} serves a GGUF file, and the base model is none; "
+            "set it to the GGUF file of the same model"
+        )
+        return
+    setting = "SWARM_LORA_BASE_MODEL" if settings.lora_serving_base is None else "SWARM_LORA_SERVING_BASE"
+    if not base.is_file():
+        yield f"{setting}: {base} is not there"
+        return
+    try:
+        architecture = architecture_of(base)
+    except (OSError, ValueError) as error:
+        yield f"{setting}: {base} cannot be read: {error}"
+        return
+    if architecture != _OWN_FORMAT and settings.lora_converter is None:
+        yield (
+            f"SWARM_LORA_CONVERTER: {base.name} is of architecture {architecture}, and only adapters of llama are "
+            "converted here; set a command, such as llama.cpp's converter, with {base}, {adapter} and {output}"
+        )
+
+
+def _own_servers(settings: Settings) -> Iterator[str]:
+    chosen = settings.lora_applicator
+    if not shutil.which(settings.llama_server_path):
+        yield (
+            f"SWARM_LLAMA_SERVER_PATH: there is no program {settings.llama_server_path}; install llama.cpp's "
+            "llama-server, or write its whole path"
+        )
+    if len(settings.scenarios) > 1:
+        yield (
+            f"SWARM_LORA_APPLICATOR: {chosen} starts servers for one adapter, and there are {len(settings.scenarios)} "
+            "scenarios; use llama_router or vllm, or a worker for each"
+        )
+    if chosen == "blue_green" and settings.llama_port == settings.llama_standby_port:
+        yield f"SWARM_LLAMA_STANDBY_PORT: {settings.llama_standby_port} is SWARM_LLAMA_PORT too; choose another"
+    ports = {"SWARM_LLAMA_PORT": settings.llama_port}
+    if chosen == "blue_green":
+        ports["SWARM_LLAMA_STANDBY_PORT"] = settings.llama_standby_port
+    for setting, port in ports.items():
+        if port == settings.http_port and settings.llama_host == settings.http_host:
+            yield f"{setting}: {port} is SWARM_HTTP_PORT too; choose another"
+
+
+def _url(setting: str, text: str) -> Iterator[str]:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        yield f"{setting}: it must begin with http:// or https:// and a host"
