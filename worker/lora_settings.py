@@ -31,7 +31,9 @@ class LoraSettings(BaseSettings):
     lora_epochs: int = Field(3, ge=1, description="passes over the examples")
     lora_batch_size: int = Field(4, ge=1, description="examples in one forward pass")
     lora_gradient_accumulation: int = Field(4, ge=1, description="forward passes per optimiser step")
-    lora_learning_rate: float = Field(2e-4, gt=0, le=1, description="AdamW's learning rate")
+    lora_learning_rate: float = Field(
+        2e-4, gt=0, le=1, description="AdamW's learning rate; dpo wants a tenth of what sft does"
+    )
     lora_max_seq_length: int = Field(2048, ge=16, description="most tokens of an example; longer ones are left out")
     lora_dpo_beta: float = Field(0.1, gt=0, description="how strongly dpo holds on to the base model")
     lora_min_examples: int = Field(20, ge=1, description="fewer examples are not trained on")

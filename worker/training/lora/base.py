@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ def device_of(setting: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """Where to train; `ConfigurationError` where there is no GPU and one is asked for."""
     if setting == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("SWARM_LORA_DEVICE: cuda, but torch finds no GPU; set cpu or auto")
-    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+    if setting == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # a launcher may have started one per GPU
 
 
 def load_base(name: str, device: torch.device) -> Base:

@@ -63,7 +63,7 @@ def train(
                 f"SWARM_LORA_LEARNING_RATE: {learning_rate:g} is too high: the loss is no number at step {step + 1}"
             )
         done = step + 1
-        if world.leads and (done % checkpoint_steps == 0 or done == schedule.steps):
+        if world.rank == 0 and (done % checkpoint_steps == 0 or done == schedule.steps):
             checkpoints.save(done, parameters, optimiser)
         on_step(done, final)
     model.eval()

@@ -30,6 +30,7 @@ from worker.training.lora.checkpoints import Checkpoints
 from worker.training.lora.dpo import dpo_loss
 from worker.training.lora.evaluate import evaluate, passes
 from worker.training.lora.files import files_below, write_peft
+from worker.training.lora.gguf_adapter import write_gguf
 from worker.training.lora.inputs import (
     HELD_OUT_FILE,
     TRAIN_FILE,
@@ -43,7 +44,7 @@ from worker.training.lora.progress import JUDGED, LOADED, PROBED, TRAINED, Repor
 from worker.training.lora.schedule import Schedule
 from worker.training.lora.sft import sft_loss
 from worker.training.lora.tokens import Encoded, Encoder
-from worker.training.lora.world import joined
+from worker.training.lora.world import joined, leads
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result
 
 #: How torch says that there is no memory left, where it does not raise an error of that name.
@@ -69,8 +70,8 @@ class _Training:
     def __init__(self, run_dir: Path, report: Report) -> None:
         self._started = time.monotonic()
         self._run_dir = run_dir
-        self._report = report
-        report(0.0, "reading")
+        self._report = report if leads() else _in_silence
+        self._report(0.0, "reading")
         self._given, self._input_sha256 = read_lora_input(run_dir)
         self._output = Path(self._given.surroundings.output_dir)
 
@@ -98,10 +99,10 @@ class _Training:
                 learning_rate=config.learning_rate,
                 checkpoints=Checkpoints(self._output, identity=self._identity(base)),
                 checkpoint_steps=self._given.surroundings.checkpoint_steps,
-                on_step=self._on_step(len(examples)) if world.leads else lambda _done, _loss: None,
+                on_step=self._on_step(len(examples)),
                 world=world,
             )
-        if not world.leads:
+        if not leads():
             return
         weighed, answered = self._weigh(model, base, held_out, encoder.pad)
         self._report(JUDGED, "looking for answers that changed")
@@ -180,6 +181,13 @@ class _Training:
             shutil.rmtree(left, ignore_errors=True)
         make_private_directory(unfinished)
         write_peft(model, unfinished / PEFT_DIR, base=base.document.name)
+        around = self._given.surroundings
+        write_gguf(
+            unfinished,
+            base=base.path,
+            serving=Path(around.serving_base) if around.serving_base else None,
+            converter=around.converter,
+        )
         unfinished.rename(directory)
         return AdapterModel(
             scenario=self._given.scenario,
@@ -211,6 +219,10 @@ class _Training:
         )
         replace_file(self._output / RESULT_FILE, encode_result(result))
         self._report(1.0, "done")
+
+
+def _in_silence(progress: float, text: str, step: tuple[int, int, float, float] | None = None) -> None:
+    """Several processes train, and one speaks for all."""
 
 
 def _make_deterministic() -> None:

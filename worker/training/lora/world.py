@@ -21,16 +21,16 @@ class World:
     rank: int = 0
     size: int = 1
 
-    @property
-    def leads(self) -> bool:
-        """Whether it is the one that reports and writes."""
-        return self.rank == 0
-
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Put the sum over all processes into each."""
         if self.size > 1:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
+
+
+def leads() -> bool:
+    """Whether this process is the one that reports and writes, before it has met the others."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def joined(device: torch.device) -> Iterator[World]:
         yield World()
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank=distributed.get_rank(), size=size)
