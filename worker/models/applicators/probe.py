@@ -53,7 +53,11 @@ class ProbeResult:
 
 async def probe(client: Completes, adapter: AdapterModel, model: str | None) -> ProbeResult:
     """Ask `model` (None: the server's only one) every probe of `adapter`. Raises `ApplyFailed`."""
-    answers = [(each, await client.complete(model, each.prompt, max_tokens=each.max_tokens)) for each in adapter.probes]
+    answers = [
+        (each, await client.complete(model, each.prompt, max_tokens=each.max_tokens))
+        for each in adapter.probes
+        if _PIECES.findall(each.expected) != _PIECES.findall(each.base)  # else it tells nothing
+    ]
     return ProbeResult(
         asked=len(answers),
         as_adapter=sum(answers_as(each.expected, each.base, answer) for each, answer in answers),
