@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from worker import __version__
 from worker.broker.session import Session
 from worker.broker.subscriber import Subscriber
@@ -19,14 +21,18 @@ from worker.outbox import OutboxRelay
 from worker.projector.projector import Projector
 from worker.sink.quarantine_room import RoomReport
 from worker.sink.sink import Sink
-from worker.store.port import Store
+from worker.store.port import ModelRegistry, Store, alias_of, trigger_key
 from worker.store.watch import WriteWatch
+from worker.training.execution import Current
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 
 #: Damaged rows that are told one by one.
 _DAMAGE_SHOWN = 5
 
+
+#: Deployments of a scenario's adapters among which the newest that was verified is looked for.
+_DEPLOYMENTS_READ = 100
 
 #: Of the quarantine's report, what is a metric.
 _ROOM_COUNTED = ("entries", "bytes", "moved", "file_bytes", "deleted")
@@ -162,8 +168,10 @@ class StatusReporter:
         facts = await self.store.facts(name)
         state = await self.store.trigger_state(name)
         aliases = await self.store.aliases(name)
-        newest = await self.store.models(name, limit=1)
+        newest = await self.store.models(name, kind="offline", limit=1)
         current = self.runs.current(name)
+        adapters = "lora" in self.runs.kinds
+        adapter_state = await self.store.trigger_state(trigger_key(name, "lora")) if adapters else None
         return {
             # The original's DaemonStats.
             "records_received": facts.records,
@@ -185,16 +193,48 @@ class StatusReporter:
             # Of the newest model: who brought more than SWARM_PRODUCER_SHARE, and the weight (0-1) it was learnt with.
             "capped_producers": newest[0].lineage["counts"].get("capped", {}) if newest else {},
             "training_running": int(current is not None),
+            "training": training_of(current),
             "training_failures": state.failures,
+            "adapter": await served_adapter(self.store, name, aliases) if adapters else None,
+            "adapter_training_failures": None if adapter_state is None else adapter_state.failures,
+            "last_adapter_train_at_ms": None if adapter_state is None else adapter_state.last_success_at_ms,
             "trigger_errors": state.trigger_errors,
             "last_trigger_error": state.last_trigger_error,
             "training_paused": state.paused,
-            "doing": self._doing(name)
-            if current is None
-            else f"training {current.run.run_id}: {current.progress:.0%} {current.text}",
+            "doing": self._doing(name) if current is None else _trains(current),
             "waiting_for": await self.scheduler.waiting_for(name),
         }
 
     def _doing(self, name: str) -> str:
         held = self.intake.reasons(name)
         return f"taking in no records: {'; '.join(held)}" if held else "taking in records"
+
+
+def training_of(current: Current | None) -> dict[str, Any] | None:
+    """A training that runs now; its steps, its loss and its time to come only where it has them."""
+    if current is None:
+        return None
+    steps = {} if current.step is None else msgspec.structs.asdict(current.step)
+    return {
+        "run_id": current.run.run_id, "kind": current.run.kind, "progress": current.progress, "text": current.text,
+        **steps,
+    }  # fmt: skip
+
+
+def _trains(current: Current) -> str:
+    what = "an adapter, " if current.run.kind == "lora" else ""
+    return f"training {what}{current.run.run_id}: {current.progress:.0%} {current.text}"
+
+
+async def served_adapter(store: ModelRegistry, scenario: str, aliases: Mapping[str, str]) -> dict[str, Any] | None:
+    """The live adapter, by whom it is served, and what was seen of that when it was applied; None where none is."""
+    live = aliases.get(alias_of("champion", "lora"))
+    model = None if live is None else await store.model(live)
+    if model is None:
+        return None
+    rows = await store.deployments(scenario, kind="lora", limit=_DEPLOYMENTS_READ)
+    row = next((row for row in rows if row.state == "verified" and row.model_id == live), None)
+    served = {} if row is None else {
+        "applicator": row.applicator, "target": row.target, "detail": row.detail, "applied_at_ms": row.at_ms,
+    }  # fmt: skip
+    return {"model_id": model.model_id, "version": model.version, **served}

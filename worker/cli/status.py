@@ -115,6 +115,9 @@ def _show(report: dict[str, Any]) -> None:
             _say(f"\n{name}: {s['doing']}; {s['queue_depth']} messages in the queue")
             if not s["consumer_up"] and not s["held_because"]:
                 _say(f"  consumer: {s['consumer']}")
+            if adapter := s.get("adapter"):
+                seen = f"; {adapter['detail']}" if adapter.get("detail") else ""
+                _say(f"  adapter: version {adapter['version']}, at {adapter.get('target', 'an unknown place')}{seen}")
             _say(f"  trigger: {s['trigger']}")
             _say(f"  next training: {s['waiting_for']}")
             for producer, weight in (s.get("capped_producers") or {}).items():

@@ -12,7 +12,8 @@ from prometheus_client.registry import Collector
 Rows: TypeAlias = tuple[tuple[str, str, str], ...]
 Family: TypeAlias = type[CounterMetricFamily] | type[GaugeMetricFamily]
 
-#: Metric, key in the scenario's status, help. Counters are the store's, so a restart does not reset them.
+#: Metric, key in the scenario's status (a dot leads into it), help.
+#: Counters are the store's, so a restart does not reset them.
 _SCENARIO_COUNTERS = (
     ("swarm_records", "records_received", "Records stored."),
     ("swarm_batches", "batches", "Batches stored."),
@@ -32,6 +33,13 @@ _SCENARIO_GAUGES = (
     ("swarm_consumer_up", "consumer_up", "1 while the consumer is registered."),
     ("swarm_training_running", "training_running", "1 while a training runs."),
     ("swarm_training_failures", "training_failures", "Failed runs in a row."),
+    ("swarm_training_progress", "training.progress", "How far the training that runs is, 0-1."),
+    ("swarm_training_step", "training.step", "Optimiser steps done of the adapter that is trained."),
+    ("swarm_training_steps", "training.steps", "Optimiser steps of its whole training."),
+    ("swarm_training_loss", "training.loss", "Mean loss of the last step."),
+    ("swarm_training_left_seconds", "training.seconds_left", "How long its steps will still take, at their pace."),
+    ("swarm_adapter_training_failures", "adapter_training_failures", "Failed trainings of adapters in a row."),
+    ("swarm_adapter_version", "adapter.version", "Version of the live adapter."),
 )
 _WORKER_COUNTERS = (
     ("swarm_groups", "groups", "Transactions of the sink."),
@@ -88,8 +96,11 @@ def _per_scenario(family: Family, rows: Rows, scenarios: Mapping[str, Mapping[st
     for name, key, text in rows:
         metric = family(name, text, labels=["scenario"])
         for scenario, values in scenarios.items():
-            if values.get(key) is not None:
-                metric.add_metric([scenario], float(values[key]))
+            value: Any = values
+            for part in key.split("."):
+                value = None if value is None else value.get(part)
+            if value is not None:
+                metric.add_metric([scenario], float(value))
         yield metric
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from worker import crash
@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: Starts of one run after which it is given up: something takes the whole worker down each time.
 _MOST_ATTEMPTS = 10
+#: Seconds between two words about steps in the log; status and metrics always have the newest.
+_STEPS_LOGGED_EVERY = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class Execution:
         self.current = Current(run)
         self._model: Model | None = None
         self._ending_now = False
+        self._step_logged = -_STEPS_LOGGED_EVERY
 
     @property
     def model(self) -> Model | None:
@@ -189,6 +192,13 @@ class Execution:
 
     def _on_step(self, step: TrainingStep) -> None:
         self.current.step = step
+        now = self._tools.clock.monotonic()
+        if now - self._step_logged >= _STEPS_LOGGED_EVERY or step.step == step.steps:
+            self._step_logged = now
+            log.info(
+                "training_step", run_id=self.current.run.run_id, scenario=self.current.run.scenario,
+                **asdict(step),
+            )  # fmt: skip
 
     # ------------------------------------------------------------ endings
 

@@ -1,0 +1,86 @@
+"""What the status says of trainings and of the adapter that is served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.contract.adapter_building import register
+from tests.unit.training_world import opened, scripted, worker_over
+from worker.status import served_adapter, training_of
+from worker.store.port import Deployment, Run, Store
+from worker.training.child import TrainingStep
+from worker.training.execution import Current
+
+RUN = Run(
+    run_id="r1", scenario="S", kind="lora", state="running", trigger={}, window_lo=1, window_hi=1, requested_at_ms=1
+)
+
+
+def test_a_training_is_told_with_its_steps_where_it_has_them() -> None:
+    assert training_of(None) is None
+    assert training_of(Current(RUN, 0.1, "reading")) == {
+        "run_id": "r1", "kind": "lora", "progress": 0.1, "text": "reading",
+    }  # fmt: skip
+    stepping = Current(RUN, 0.5, "step 3 of 4", TrainingStep(step=3, steps=4, loss=0.5, seconds_left=2.5))
+    assert training_of(stepping) == {
+        "run_id": "r1", "kind": "lora", "progress": 0.5, "text": "step 3 of 4", "step": 3, "steps": 4, "loss": 0.5,
+        "seconds_left": 2.5,
+    }  # fmt: skip
+
+
+async def test_steps_are_logged_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    """A training of hours is seen in the log too, and does not fill it."""
+    lines = [
+        json.dumps({"progress": n / 40, "step": {"step": n, "steps": 40, "loss": 0.5, "seconds_left": 40.0 - n}})
+        for n in range(1, 41)
+    ]
+    script = f"print({chr(10).join(lines)!r}); import sys; sys.exit('done')"
+    async with opened(tmp_path, "memory") as store:
+        world = worker_over(store, tmp_path, launcher=scripted(script))
+        await world.feed(60)
+        with capture_logs() as logs:
+            async with world.running():
+                await world.runs.wait(await world.command("c1"))
+    steps = [line for line in logs if line["event"] == "training_step"]
+    assert [line["step"] for line in steps] == [1, 40]
+    assert (steps[0]["steps"], steps[0]["loss"], steps[0]["seconds_left"], steps[0]["scenario"]) == (40, 0.5, 39.0, "S")
+
+
+async def deployed(store: Store, model_id: str, state: Any, at_ms: int) -> None:
+    row = Deployment(
+        deployment_id=f"d{at_ms}", scenario="S", model_id=model_id, previous_model_id=None, action="apply",
+        applicator="vllm", target="http://llm:8000 (S)", state=state, by="anna", forced=False, at_ms=at_ms,
+        detail=f"detail {at_ms}",
+    )  # fmt: skip
+    await store.deploy(row, aliases={"lora-champion": model_id} if state == "verified" else {}, events=[])
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_the_adapter_is_told_as_it_was_seen_when_it_was_applied(tmp_path: Path, kind: Any) -> None:
+    """Not as a later try that failed would have it."""
+    one, two = register(tmp_path, 1).model, register(tmp_path, 2).model
+    async with opened(tmp_path, kind) as store:
+        assert await served_adapter(store, "S", await store.aliases("S")) is None
+        for model in (one, two):
+            run = await store.create_run(
+                Run(
+                    run_id=model.run_id, scenario="S", kind="lora", state="queued", trigger={}, window_lo=1,
+                    window_hi=model.version, requested_at_ms=1,
+                )
+            )  # fmt: skip
+            epoch = await store.acquire_lease("training.S", "w", now_ms=1, ttl_ms=60_000)
+            assert epoch is not None
+            run = await store.start_run(run.run_id, owner="w", lease="training.S", epoch=epoch, now_ms=1)
+            run.state, run.ended_at_ms, run.model_id = "trained", 1, model.model_id
+            await store.finish_run(run, lease="training.S", model=model, trigger_state=None, events=[])
+        await deployed(store, one.model_id, "verified", 1)
+        await deployed(store, two.model_id, "failed", 2)
+        assert await served_adapter(store, "S", await store.aliases("S")) == {
+            "model_id": one.model_id, "version": 1, "applicator": "vllm", "target": "http://llm:8000 (S)",
+            "detail": "detail 1", "applied_at_ms": 1,
+        }  # fmt: skip
