@@ -32,7 +32,8 @@ BAD = [answered(0, nll=2.0)] * 8
 
 def test_the_figures_count_decisions_and_whole_answers() -> None:
     found = figures([answered(3, decisions=3, nll=1.0), answered(1, decisions=3, nll=3.0, seen=True)])
-    assert (found.next_action, found.exact, found.nll) == (pytest.approx(4 / 6), 0.5, 2.0)
+    assert found.next_action == pytest.approx(4 / 6)
+    assert (found.exact, found.nll) == (0.5, 2.0)
     assert (found.examples, found.decisions, found.unseen_next_action) == (2, 6, 1.0)
     assert found.low < found.next_action < found.high
 

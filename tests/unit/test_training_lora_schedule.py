@@ -50,7 +50,7 @@ def test_a_step_is_the_same_whichever_steps_came_before() -> None:
 def test_steps_are_told_once_a_second_and_at_the_end() -> None:
     said: list[tuple[float, str, object]] = []
     now = 100.0
-    progress = StepProgress(lambda *one: said.append(one), steps=40, clock=lambda: now)  # type: ignore[arg-type]
+    progress = StepProgress(lambda *one: said.append(one), steps=40, clock=lambda: now)
     for done in range(11, 41):  # ten were made by an earlier attempt
         now += 0.25
         progress(done, 2.0 / done)

@@ -31,6 +31,7 @@ from worker.training.lora.dpo import dpo_loss
 from worker.training.lora.evaluate import evaluate, passes
 from worker.training.lora.files import files_below, write_peft
 from worker.training.lora.gguf_adapter import write_gguf
+from worker.training.lora.gguf_adapter import write_gguf
 from worker.training.lora.inputs import (
     HELD_OUT_FILE,
     TRAIN_FILE,
