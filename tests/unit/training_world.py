@@ -31,7 +31,7 @@ from worker.models.registry import Registry
 from worker.projector.projector import Projector
 from worker.settings import LEARN_MODELS
 from worker.store import open_store
-from worker.store.port import IncomingBatch, Store, Stored
+from worker.store.port import IncomingBatch, ModelKind, Store, Stored
 from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import (
@@ -43,7 +43,10 @@ from worker.training.inputs import (
     TrainingInput,
     write_head,
 )
+from worker.training.lora.inputs import LoraConfig
+from worker.training.lora.recipe import LoraPlan, lora_recipe
 from worker.training.offline import offline_recipe
+from worker.training.recipe import Recipe
 from worker.training.runs import RunManager
 from worker.training.trigger_book import TriggerBook
 from worker.wire.codec import decode_batch, encode_batch
@@ -180,10 +183,18 @@ class World:
         )
         await projector.catch_up()
 
-    async def command(self, nonce: str, *, scenario: str = "S", force: bool = False, apply: bool | None = None) -> str:
+    async def command(
+        self,
+        nonce: str,
+        *,
+        scenario: str = "S",
+        kind: ModelKind = "offline",
+        force: bool = False,
+        apply: bool | None = None,
+    ) -> str:
         """Ask for a run as `train-now` does; returns its id."""
         trigger = {"kind": "command", "values": {"force": force}, "by": "tester"}
-        return (await self.runs.request(scenario, trigger=trigger, nonce=nonce, apply=apply)).run_id
+        return (await self.runs.request(scenario, kind=kind, trigger=trigger, nonce=nonce, apply=apply)).run_id
 
     async def events(self) -> list[Event]:
         """All events, oldest first."""
@@ -213,24 +224,42 @@ def worker_over(
     config: TrainingConfig = CONFIG,
     scenarios: tuple[str, ...] = ("S",),
     parallel: int = 1,
+    kinds: tuple[ModelKind, ...] = ("offline",),
+    adapters: Applicator | None = None,
 ) -> World:
-    """A worker process's parts, as the composition root makes them."""
+    """A worker process's parts, as the composition root makes them; adapters are trained by `scripted_adapter`."""
     clock = SystemClock()
     announcer = Announcer("w")
     files = ModelFiles(data_dir)
     registry = Registry(store, files)
     chosen = applicator or NoopApplicator()
+    applicators: dict[ModelKind, Applicator] = {"offline": chosen, "lora": adapters or NoopApplicator()}
     applier = Applier(
-        store=store, registry=registry, applicators={"offline": chosen}, announcer=announcer, clock=clock,
-        mode_of=lambda _: mode, max_history=2,
+        store=store, registry=registry, applicators={kind: applicators[kind] for kind in kinds}, announcer=announcer,
+        clock=clock, mode_of=lambda _: mode, max_history=2,
     )  # fmt: skip
-    recipe = offline_recipe(
-        store, registry, config=config, launcher=launcher or ChildLauncher(timeout=30, memory_mb=1024, grace=0.5),
-        runs_dir=data_dir / "runs",
+    rules = Rules(holdout=CONFIG.holdout)
+    plan = LoraPlan(
+        config=LoraConfig(base_model="tiny"), models_of=lambda _, __: learn_models(LEARN_MODELS, rules),
+        rules_of=lambda _: rules, runs_dir=data_dir / "lora/data", outputs_dir=data_dir / "lora/adapters",
+        checkpoint_steps=50,
     )  # fmt: skip
+    recipes: dict[ModelKind, Recipe] = {
+        "offline": offline_recipe(
+            store, registry, config=config, launcher=launcher or ChildLauncher(timeout=30, memory_mb=1024, grace=0.5),
+            runs_dir=data_dir / "runs",
+        ),
+        "lora": lora_recipe(
+            store, registry, plan,
+            ChildLauncher(
+                timeout=30, memory_mb=1024, grace=0.5,
+                command=(sys.executable, "-P", "-m", "tests.unit.scripted_adapter"),
+            ),
+        ),
+    }  # fmt: skip
     tools = Tools(
         store=store, book=TriggerBook(store), registry=registry, announcer=announcer,
-        clock=clock, recipes={"offline": recipe}, owner=f"w.{boot}", timing=timing,
+        clock=clock, recipes={kind: recipes[kind] for kind in kinds}, owner=f"w.{boot}", timing=timing,
     )  # fmt: skip
     runs = RunManager(tools, applier, scenarios=scenarios, max_parallel=parallel)
     return World(store, data_dir, tools, registry, files, chosen, applier, runs)

@@ -1,0 +1,81 @@
+"""A training process for adapters without torch: what it learns is how its data hash. `python -m ... RUN_DIR`.
+
+The environment of a test's process is not passed on, so a test says by files in the run's parent directory what else is
+to happen: `wait` (until it is removed), `nothing`, `exit`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from worker.learning.validation import Verdict
+from worker.models.adapter import (
+    ADAPTER_DIR,
+    PEFT_DIR,
+    AdapterFile,
+    AdapterModel,
+    BaseModel,
+    encode,
+)
+from worker.training.lora.inputs import read_lora_input
+from worker.training.results import RESULT_FILE, TrainingResult, encode_result
+
+#: An adapter's files, each with the text that stands for its bytes.
+NAMES = (f"{PEFT_DIR}/adapter_config.json", f"{PEFT_DIR}/adapter_model.safetensors")
+
+
+def make_adapter(output_dir: Path, *, scenario: str, data_sha256: str, text: str) -> bytes:
+    """Leave an adapter below `output_dir`; its model.json."""
+    files = []
+    for name in NAMES:
+        path = output_dir / ADAPTER_DIR / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name} {text}")
+        content = path.read_bytes()
+        files.append(AdapterFile(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content)))
+    document = AdapterModel(
+        scenario=scenario, objective="sft", base=BaseModel(name="tiny", architecture="llama", sha256="0" * 64), rank=2,
+        alpha=4.0, target_modules=["q_proj"], examples=3, data_sha256=data_sha256, files=files,
+    )  # fmt: skip
+    content = encode(document)
+    (output_dir / "model.json").write_bytes(content)
+    return content
+
+
+def main() -> int:
+    """Learn."""
+    run_dir = Path(sys.argv[1])
+    while (run_dir.parent / "wait").exists():
+        time.sleep(0.01)
+    if (run_dir.parent / "exit").exists():
+        sys.stderr.write("no luck\n")
+        return 7
+    given, input_sha256 = read_lora_input(run_dir)
+    output_dir = Path(given.surroundings.output_dir)
+    step = {"step": 1, "steps": 2, "loss": 0.5, "seconds_left": 1.0}
+    sys.stdout.write(json.dumps({"progress": 0.5, "text": "step 1 of 2", "step": step}) + "\n")
+    sys.stdout.flush()
+    if (run_dir.parent / "nothing").exists():
+        result = TrainingResult(run_id=given.run_id, outcome="nothing", reason="3 examples, and 20 are needed")
+    else:
+        content = make_adapter(
+            output_dir, scenario=given.scenario, data_sha256=given.manifest_sha256, text=given.train_sha256
+        )
+        result = TrainingResult(
+            run_id=given.run_id,
+            outcome="model",
+            model_sha256=hashlib.sha256(content).hexdigest(),
+            metrics={"loss": 0.5},
+            gate=Verdict(verdict="blessed", reasons=["scripted"]),
+            input_sha256=input_sha256,
+        )
+    (output_dir / RESULT_FILE).write_bytes(encode_result(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""Adapters in the registry and at the applier: their files, their aliases and history, and servers that lose them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
+
+from tests.unit.scripted_adapter import NAMES, make_adapter
+from tests.unit.test_models_applier import Stubborn
+from tests.unit.test_models_applier import register as register_offline
+from tests.unit.training_world import World, eventually, opened, worker_over
+from worker.clock import ManualClock
+from worker.errors import ApplyFailed, NotFound, StoreUnavailable
+from worker.learning.validation import Verdict
+from worker.models.adapter import AdapterFile, adapter_directory, decode, encode
+from worker.models.applicators.noop import NoopApplicator
+from worker.models.applier import Applied, ApplySkipped, NoPrevious
+from worker.models.keeper import AdapterKeeper
+from worker.store.port import Deployment, Model, Run
+
+DATA = b'{"examples": 3}'
+BOTH: tuple[Literal["offline"], Literal["lora"]] = ("offline", "lora")
+
+
+async def prepared(world: World, n: int, content: bytes, output: Path, *, manifest: Path | None = None) -> Model:
+    """What a run of kind lora puts on disk, its row not written."""
+    run = Run(
+        run_id=f"l{n}", scenario="S", kind="lora", state="queued", trigger={"kind": "count"}, window_lo=1,
+        window_hi=n, requested_at_ms=world.tools.clock.now_ms(),
+    )  # fmt: skip
+    await world.store.create_run(run)
+    return await world.registry.prepare(
+        run, content, lineage={}, metrics={}, verdict=Verdict(verdict="blessed", reasons=["figures"]),
+        now_ms=world.tools.clock.now_ms(), adapter=output / "adapter", data_manifest=manifest,
+    )  # fmt: skip
+
+
+async def register(world: World, n: int) -> Model:
+    """A trained adapter, as a run registers it."""
+    output = world.data_dir / f"output{n}"
+    manifest = world.data_dir / "data.json"
+    manifest.write_bytes(DATA)
+    content = make_adapter(output, scenario="S", data_sha256=hashlib.sha256(DATA).hexdigest(), text=f"v{n}")
+    model = await prepared(world, n, content, output, manifest=manifest)
+    store, now_ms = world.store, world.tools.clock.now_ms()
+    epoch = await store.acquire_lease("training.S", "w", now_ms=now_ms, ttl_ms=60_000)
+    assert epoch is not None
+    run = await store.start_run(f"l{n}", owner="w", lease="training.S", epoch=epoch, now_ms=now_ms)
+    ended = replace(run, state="trained", ended_at_ms=now_ms, model_id=model.model_id)
+    await store.finish_run(ended, lease="training.S", model=model, trigger_state=None, events=[])
+    return model
+
+
+async def test_an_adapter_is_registered_with_all_its_files_and_what_it_was_trained_on(tmp_path: Path) -> None:
+    """Copied, since the run's directory goes; nothing but what the document names."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH)
+        (tmp_path / "output1/adapter/peft").mkdir(parents=True)
+        (tmp_path / "output1/adapter/peft/README.md").write_text("not named")
+        model = await register(world, 1)
+        directory = tmp_path / "models/S/1"
+        assert adapter_directory(model) == directory / "adapter"
+        found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+        assert found == {"model.json", "manifest.json", "training_data.json", *(f"adapter/{name}" for name in NAMES)}
+        assert (directory / "training_data.json").read_bytes() == DATA
+        content = await world.registry.read(model)
+        assert hashlib.sha256(content).hexdigest() == model.sha256
+        assert not list((tmp_path / "tmp").iterdir())
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _change(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def _link(path: Path) -> None:
+    path.rename(path.with_suffix(".moved"))
+    path.symlink_to(path.with_suffix(".moved"))
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)  # a read would wait for ever
+
+
+def _link_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("moved"))
+    path.parent.symlink_to(path.parent.with_name("moved"))
+
+
+SPOILT = [_remove, _change, _lengthen, _link, _pipe, _link_folder]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+async def test_a_file_of_an_adapter_that_is_not_as_registered_is_never_handed_out(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    """Not to a server, nor to the next training as its champion."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH)
+        model = await register(world, 1)
+        spoil(adapter_directory(model) / NAMES[1])
+        with pytest.raises(ApplyFailed, match="restore its directory from a backup or apply another version"):
+            await world.applier.apply_now(model, by="anna")
+        assert await store.aliases("S") == {"lora-candidate": model.model_id}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+async def test_a_file_of_an_adapter_that_is_not_what_its_document_says_is_not_registered(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    """A training script of somebody's own may hand in anything."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH)
+        output = tmp_path / "output"
+        content = make_adapter(output, scenario="S", data_sha256="", text="x")
+        spoil(output / "adapter" / NAMES[1])
+        with pytest.raises((ValueError, OSError)):
+            await prepared(world, 1, content, output)
+        assert not (tmp_path / "models").exists() or not list((tmp_path / "models/S").iterdir())
+
+
+async def test_an_adapter_may_hold_nothing_that_runs_when_it_is_loaded(tmp_path: Path) -> None:
+    """A pickle does; and without safetensors, without its data's own manifest or with a file twice there is none."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH)
+        output = tmp_path / "output"
+        document = decode(make_adapter(output, scenario="S", data_sha256="", text="x"))
+        (output / "adapter/peft/adapter_model.bin").write_bytes(b"")
+        pickle = AdapterFile(path="peft/adapter_model.bin", sha256=hashlib.sha256(b"").hexdigest(), size=0)
+        outside = AdapterFile(path="../../model.json", sha256="", size=0)
+        for files, why in (
+            ([*document.files, pickle], "peft/adapter_model.bin must not be in an adapter"),
+            (document.files[:1], "has no peft/adapter_model.safetensors"),
+            ([*document.files, document.files[0]], "twice"),
+            ([*document.files, outside], "outside"),
+        ):
+            with pytest.raises(ValueError, match=why):
+                await prepared(world, 1, encode(replace(document, files=files)), output)
+        (tmp_path / "data.json").write_bytes(DATA)
+        with pytest.raises(ValueError, match="not the manifest of the data"):
+            await prepared(world, 1, encode(document), output, manifest=tmp_path / "data.json")
+
+
+async def test_kinds_have_their_own_champions_histories_and_ways_back(tmp_path: Path) -> None:
+    """An older offline model is no reason against a newer adapter; a rollback touches the other kind's server never."""
+    async with opened(tmp_path) as store:
+        offline, lora = NoopApplicator(), NoopApplicator()
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", applicator=offline, adapters=lora)
+        first, second = await register(world, 1), await register_offline(world, 2)
+        third, fourth = await register_offline(world, 3), await register(world, 4)
+        for model in (second, first, third, fourth):
+            assert isinstance(await world.applier.apply(model, by="trigger"), Applied)
+        assert isinstance(await world.applier.apply(first, by="trigger"), ApplySkipped)
+        assert await world.applier.history("S", "offline") == [third.model_id, second.model_id]
+        assert await world.applier.history("S", "lora") == [fourth.model_id, first.model_id]
+        back = await world.applier.rollback("S", by="anna")
+        assert (back.kind, back.model_id, back.previous_model_id) == ("lora", first.model_id, fourth.model_id)
+        assert (await lora.served("S"), await offline.served("S")) == (first.sha256, third.sha256)
+        with pytest.raises(NoPrevious, match="no earlier adapter to go back to"):
+            await world.applier.rollback("S", by="anna", kind="lora")
+        assert (await world.applier.rollback("S", by="anna", kind="offline")).model_id == second.model_id
+        assert await store.aliases("S") == {"champion": second.model_id, "lora-champion": first.model_id}
+        for name, model in (("lora-champion", first), ("champion", second), ("4", fourth)):
+            assert await world.registry.find("S", name) == model
+        with pytest.raises(NotFound, match="waits to be applied"):
+            await world.registry.candidate("S")
+
+
+async def test_an_adapter_that_fails_at_its_server_brings_the_one_before_back_and_no_offline_model(
+    tmp_path: Path,
+) -> None:
+    """The other kind is not touched."""
+    async with opened(tmp_path) as store:
+        lora = Stubborn()
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=lora)
+        lora.stuck = False
+        await world.applier.apply(await register_offline(world, 1), by="trigger")
+        live = await register(world, 2)
+        await world.applier.apply(live, by="trigger")
+        lora.stuck = True
+        with pytest.raises(ApplyFailed):
+            await world.applier.apply(await register(world, 3), by="trigger")
+        assert (await world.applier.history("S", "lora"))[0] == live.model_id
+        assert await lora.served("S") == live.sha256
+        failed = (await world.events())[-2:]
+        assert [event.type for event in failed] == ["learning.failed", "learning.rolled_back"]
+        details = to_builtins(failed[-1].data)["details"]
+        assert (details["kind"], details["live_model_id"]) == ("lora", live.model_id)
+
+
+async def test_retention_keeps_what_each_kind_may_go_back_to(tmp_path: Path) -> None:
+    """Many offline models push out no adapter."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto")
+        for n in (1, 2):
+            await world.applier.apply(await register(world, n), by="trigger")
+        for n in range(3, 9):
+            await world.applier.apply(await register_offline(world, n), by="trigger")
+        assert sorted(path.name for path in (tmp_path / "models/S").iterdir()) == ["1", "2", "6", "7", "8"]
+        await world.registry.clean_up(["S"])
+        assert isinstance(await world.applier.rollback("S", by="anna", kind="lora"), Applied)
+
+
+async def test_a_worker_that_serves_no_adapters_says_how_it_would(tmp_path: Path) -> None:
+    """And writes nothing: the adapter goes on being served as it was."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto")
+        for n in (1, 2):
+            await world.applier.apply(await register(world, n), by="trigger")
+        before = await store.deployments("S")
+        offline = worker_over(store, tmp_path)
+        with pytest.raises(ApplyFailed, match="SWARM_PROCESSOR_MODE to lora or full"):
+            await offline.applier.rollback("S", by="anna")
+        assert await store.deployments("S") == before
+
+
+class Forgetful(NoopApplicator):
+    """A server that is away now and then, and forgets its adapters when it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.calls = 0
+
+    async def apply(self, model: Model, content: bytes) -> None:
+        """Serve it, while it is there."""
+        self.calls += 1
+        if self.away:
+            raise ApplyFailed("connection refused")
+        await super().apply(model, content)
+
+    async def served(self, scenario: str) -> str | None:
+        """What it knows."""
+        if self.away:
+            raise ApplyFailed("connection refused")
+        return await super().served(scenario)
+
+
+def keeper_over(world: World, clock: ManualClock, *, recovered: list[str] | None = None) -> AdapterKeeper:
+    async def recover() -> None:
+        (recovered if recovered is not None else []).append("recovered")
+
+    return AdapterKeeper(world.applier, clock, scenarios=["S"], recover=recover, look_seconds=0.01)
+
+
+async def test_what_a_restarted_server_forgot_is_brought_back_without_anybodys_hand(tmp_path: Path) -> None:
+    """A server that keeps its adapters in memory alone has none after its start (vLLM)."""
+    async with opened(tmp_path) as store:
+        server, clock = Forgetful(), ManualClock()
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
+        model = await register(world, 1)
+        await world.applier.apply(model, by="trigger")
+        stopping, recovered = asyncio.Event(), list[str]()
+        keeping = asyncio.create_task(keeper_over(world, clock, recovered=recovered).run(stopping))
+        await eventually(lambda: bool(recovered))
+        server._served.clear()
+        await eventually(lambda: bool(server._served))
+        stopping.set()
+        await asyncio.wait_for(keeping, 2)
+        assert recovered == ["recovered"]
+        assert len(await store.deployments("S")) == 1
+
+
+async def test_a_server_that_is_away_is_not_asked_again_and_again(tmp_path: Path) -> None:
+    """Its wait doubles, and is short again once it was there."""
+    async with opened(tmp_path) as store:
+        server, clock, stopping = Forgetful(), ManualClock(), asyncio.Event()
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
+        await world.applier.apply(await register(world, 1), by="trigger")
+        keeper = keeper_over(world, clock)
+        server.away = True
+        asked = []
+        for seconds in (0, 0.01, 0.01, 0.03, 0.01):
+            clock.advance(seconds)
+            await keeper._look_at_all(stopping)
+            asked.append(world.applier.stats.failed)
+        assert asked == [1, 1, 2, 2, 3]
+        server.away = False
+        clock.advance(1)
+        await keeper._look_at_all(stopping)
+        server.away = True
+        await keeper._look_at_all(stopping)
+        assert world.applier.stats.failed == 4
+
+
+async def test_a_server_that_is_away_at_the_start_delays_nothing_and_gets_its_adapter_later(tmp_path: Path) -> None:
+    """A deployment that a crash left started fails then, and what was live is served once the server is there."""
+    async with opened(tmp_path) as store:
+        server, clock = Forgetful(), ManualClock()
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
+        first, second = await register(world, 1), await register(world, 2)
+        await world.applier.apply(first, by="trigger")
+        started = Deployment(
+            deployment_id="d2", scenario="S", model_id=second.model_id, previous_model_id=first.model_id,
+            action="apply", applicator="noop", target="x", state="started", by="trigger", forced=False, at_ms=1,
+        )  # fmt: skip
+        await store.deploy(started, aliases={}, events=[])
+        server.away = True
+        server._served.clear()
+        stopping, recovered = asyncio.Event(), list[str]()
+        keeping = asyncio.create_task(keeper_over(world, clock, recovered=recovered).run(stopping))
+        await eventually(lambda: bool(recovered))
+        assert [row.state for row in await store.deployments("S")] == ["failed", "verified"]
+        server.away = False
+        clock.advance(60)
+        await eventually(lambda: server._served.get("S") == first.sha256)
+        stopping.set()
+        await asyncio.wait_for(keeping, 2)
+
+
+async def test_a_store_that_is_away_ends_no_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks again; what was left over of the last life is handed over once it can be."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH)
+        away = [StoreUnavailable("locked")] * 3
+        reconcile = world.applier.reconcile
+
+        async def unsteady(scenario: str, kind: Literal["offline", "lora"]) -> bool:
+            if away:
+                raise away.pop()
+            return await reconcile(scenario, kind)
+
+        monkeypatch.setattr(world.applier, "reconcile", unsteady)
+        stopping, recovered = asyncio.Event(), list[str]()
+        keeping = asyncio.create_task(keeper_over(world, ManualClock(), recovered=recovered).run(stopping))
+        await eventually(lambda: bool(recovered))
+        stopping.set()
+        await asyncio.wait_for(keeping, 2)
