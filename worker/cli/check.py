@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import click
-from msgspec import Struct
 
 from worker.app import WorkerBuilder
 from worker.broker.faults import BROKER_ERRORS, describe
@@ -19,7 +18,9 @@ from worker.broker.permissions import missing_permissions
 from worker.broker.session import Session
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
 from worker.broker.url import broker_url
+from worker.cli.check_lora import lora_findings
 from worker.cli.common import console, json_option, print_json, run_async, settings_options, shown
+from worker.cli.findings import Finding
 from worker.clock import SystemClock
 from worker.errors import ConfigurationError, WorkerError
 from worker.settings import Settings, unknown_variables
@@ -27,14 +28,6 @@ from worker.store import open_store
 
 _LEAST_FREE = 500_000_000
 _BROKER_SECONDS = 10.0
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    """One thing looked at."""
-
-    what: str
-    good: bool
-    detail: str
 
 
 @click.command()
@@ -70,6 +63,8 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     try:
         WorkerBuilder(settings).build()
         yield Finding(what="settings", good=True, detail=f"scenarios {', '.join(settings.scenarios)}")
+        async for finding in lora_findings(settings):
+            yield finding
     except ConfigurationError as error:
         yield Finding(what="settings", good=False, detail=str(error))
     for name, meant in unknown_variables().items():

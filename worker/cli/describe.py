@@ -11,6 +11,7 @@ import click
 from pydantic import SecretStr
 
 from worker import __version__
+from worker.cli.check_lora import lora_versions
 from worker.cli.common import json_option, print_json, settings_options, table
 from worker.cli.written import written
 from worker.redaction import MASK, redact
@@ -28,6 +29,7 @@ def describe(*, settings: Settings, as_json: bool) -> None:
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
         **{name: version(name) for name in ("aio-pika", "aiormq", "msgspec", "pydantic-settings")},
+        **lora_versions(),
     }
     if as_json:
         print_json({"settings": effective, "versions": versions})

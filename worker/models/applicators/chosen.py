@@ -34,7 +34,10 @@ def offline_applicator(settings: Settings) -> Applicator:
 
 
 def lora_applicator(settings: Settings) -> Applicator:
-    """How adapters reach the inference server; `serving_faults` has found nothing wrong with the settings."""
+    """How adapters reach the inference server; `serving_faults` has found nothing wrong with the settings.
+
+    Makes the router's preset where there is none: no router starts without. Raises `ApplyFailed` where it cannot.
+    """
     match settings.lora_applicator:
         case "files":
             return FilesApplicator(settings.data_dir, "lora")
@@ -74,9 +77,11 @@ def _router(settings: Settings) -> LlamaRouterApplicator:
     base = serving_base(settings)
     if settings.llama_preset is None or base is None:
         raise ConfigurationError("SWARM_LORA_APPLICATOR: llama_router needs SWARM_LLAMA_PRESET and a GGUF base")
+    preset = PresetFile(settings.llama_preset)
+    preset.create()
     return LlamaRouterApplicator(
         LlamaClient(settings.llama_url, settings.llama_api_key),
-        preset=PresetFile(settings.llama_preset),
+        preset=preset,
         data_dir=settings.data_dir,
         serving_base=base,
         drain_seconds=settings.lora_drain_timeout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -27,8 +28,8 @@ def serving_faults(settings: Settings) -> Iterator[str]:
                 "SWARM_LLAMA_PRESET: llama_router writes the file that the router is started with (--models-preset); "
                 "name it"
             )
-        elif not settings.llama_preset.absolute().parent.is_dir():
-            yield f"SWARM_LLAMA_PRESET: {settings.llama_preset.absolute().parent} is no directory"
+        elif not os.access(folder := settings.llama_preset.absolute().parent, os.W_OK | os.X_OK) or not folder.is_dir():
+            yield f"SWARM_LLAMA_PRESET: {folder} is no directory that we may write to"
     elif chosen in ("llama_server", "blue_green"):
         yield from _own_servers(settings)
     elif chosen == "vllm":
