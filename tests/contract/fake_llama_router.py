@@ -56,6 +56,7 @@ class FakeLlamaRouter:
         self.autoload = autoload
         self.slots = True
         self.refuse_loads = False
+        self.refuse_unloads = False
         self.url = ""
         self.calls: list[str] = []
         #: Completions that arrived are answered once this is set.
@@ -194,6 +195,8 @@ class FakeLlamaRouter:
             return _error(400, "model is not found")
         if self.models[name].status == "unloaded":
             return _error(400, "model is not running")
+        if self.refuse_unloads:
+            return _error(500, "out of luck")
         self._stop(name)
         return web.json_response({"success": True})
 

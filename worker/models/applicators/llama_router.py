@@ -176,7 +176,12 @@ class LlamaRouterApplicator:
             text = changed(preset, scenario, keep={*keep, *running}, put=section)
             if text != preset:
                 await asyncio.to_thread(self._preset.write, text)
-            await self._client.models(reload=True)
+            listed = await self._client.models(reload=True)
+        if section is not None and section.name not in {each.id for each in listed}:
+            raise ApplyFailed(
+                f"{self._client.shown} does not list {section.name}; "
+                f"is {self._preset.path} (SWARM_LLAMA_PRESET) its --models-preset?"
+            )
 
     async def _load(self, name: str, file: Path, *, limit: int) -> None:
         """Have the router run `name`, with `file`; its own way to make room would stop somebody else's model."""
@@ -230,10 +235,7 @@ class LlamaRouterApplicator:
                 while True:
                     listed = await self._look(name)
                     if listed is None:
-                        raise ApplyFailed(
-                            f"{self._client.shown} does not list {name}; "
-                            f"is {self._preset.path} (SWARM_LLAMA_PRESET) its --models-preset?"
-                        )
+                        raise ApplyFailed(f"{self._client.shown} lists {name} no more; who else writes its preset?")
                     if is_so(listed):
                         return listed
                     await asyncio.sleep(_LOOK_SECONDS)
