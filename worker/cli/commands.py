@@ -6,12 +6,12 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import click
-from rich.status import Status as Spinner
 
 from worker.broker.answers import Answer
 from worker.broker.control_client import ControlClient
@@ -21,7 +21,6 @@ from worker.broker.url import broker_url
 from worker.cli.common import (
     PLACES,
     any_scenario_option,
-    console,
     flat,
     json_option,
     print_json,
@@ -32,6 +31,7 @@ from worker.cli.common import (
     table,
     worker_option,
 )
+from worker.cli.waiting import Waiting, training_followed
 from worker.configuration import control_keys
 from worker.errors import WorkerError
 from worker.settings import Settings
@@ -45,6 +45,7 @@ from worker.wire.commands import (
     Resume,
     Rollback,
     Shutdown,
+    Status,
     TrainNow,
     decode_command,
     encode_command,
@@ -176,25 +177,25 @@ async def _follow(
     worker_id: str | None,
 ) -> None:  # fmt: skip
     """Put the newest word of each worker into `words`. With `wait` until all have ended, or `NoAnswer`."""
-    spinner = None if quiet or not sys.stderr.isatty() else Spinner(f"{command.command} ...", console=console())
-    if spinner is not None:
-        spinner.start()
-    silence: asyncio.TimerHandle | None = None
-    try:
-        async with control_client(settings) as client:
-            # Only now: a broker that is away is told as that, and not as a worker's silence.
-            silence = asyncio.get_running_loop().call_later(_FIRST_ANSWER, lambda: click.echo(_SILENCE, err=True))
-            patience = timeout if wait else _FIRST_ANSWER
-            async for reply in send(client, command, timeout=patience, worker_id=worker_id, first_words=not wait):
-                silence.cancel()
-                words[reply.worker] = reply
-                if spinner is not None:
-                    spinner.update(f"{command.command}: {reply.status} by {shown(reply.worker)}")
-    finally:
-        if silence is not None:
+    async with AsyncExitStack() as stack:
+        waiting = None if quiet or not sys.stderr.isatty() else stack.enter_context(Waiting(f"{command.command} ..."))
+        client = await stack.enter_async_context(control_client(settings))
+        # Only now: a broker that is away is told as that, and not as a worker's silence.
+        silence = asyncio.get_running_loop().call_later(_FIRST_ANSWER, lambda: click.echo(_SILENCE, err=True))
+        stack.callback(silence.cancel)
+        patience = timeout if wait else _FIRST_ANSWER
+        async for reply in send(client, command, timeout=patience, worker_id=worker_id, first_words=not wait):
             silence.cancel()
-        if spinner is not None:
-            spinner.stop()
+            words[reply.worker] = reply
+            if waiting is not None:
+                waiting.say(f"{command.command}: {reply.status} by {shown(reply.worker)}")
+                if wait and command.command == "train-now" and command.scenario and not reply.final:
+                    ask = partial(_ask_status, client, reply.worker)
+                    stack.enter_context(training_followed(ask, command.scenario, waiting))
+
+
+def _ask_status(client: ControlClient, worker_id: str) -> AsyncIterator[Answer]:
+    return send(client, make_command("status", Status(), None), timeout=_FIRST_ANSWER, worker_id=worker_id)
 
 
 @click.command("train-now")
