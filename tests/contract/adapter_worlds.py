@@ -7,6 +7,7 @@ directory.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,16 +18,21 @@ from pydantic import SecretStr
 
 from tests.contract.adapter_building import answer_of
 from tests.contract.fake_llama_router import FakeLlamaRouter
+from tests.contract.fake_llama_server import FakeLlamaServer, FakeServerProcess
 from tests.contract.fake_receiver import FakeReceiver
 from tests.contract.fake_vllm import FakeVllm
+from worker.broker.private_server import free_port
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
 from worker.models.applicators.adapter_webhook import AdapterWebhookApplicator
+from worker.models.applicators.blue_green import BlueGreenApplicator
 from worker.models.applicators.files import FilesApplicator
 from worker.models.applicators.inference_client import InferenceClient
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.llama_router import LlamaRouterApplicator
+from worker.models.applicators.llama_server import LlamaServerApplicator
 from worker.models.applicators.noop import NoopApplicator
+from worker.models.applicators.own_server import OwnServer, ServerOptions
 from worker.models.applicators.port import Applicator
 from worker.models.applicators.router_preset import PresetFile
 from worker.models.applicators.vllm import VllmApplicator
@@ -52,6 +58,8 @@ class Kind:
     keeps: bool = True
     #: There is something that can fail.
     fails: bool = True
+    #: Nodes get an answer all through a swap, and whatever happens to the worker then.
+    seamless: bool = True
 
 
 class AdapterWorld(Protocol):
@@ -177,6 +185,75 @@ async def router_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
         await server.stop()
 
 
+class OwnServersWorld:
+    """llama-servers that the applicator starts, played: two that take turns, or one that is restarted."""
+
+    def __init__(self, data_dir: Path, *, count: int) -> None:
+        self.data_dir = data_dir
+        self.servers = [FakeLlamaServer() for _ in range(count)]
+        self.ports = [free_port() for _ in self.servers]
+        (data_dir / "base.gguf").touch()
+
+    def applicator(self) -> Applicator:
+        options = ServerOptions(
+            program=Path(sys.executable), base=self.data_dir / "base.gguf", host="127.0.0.1", gpu_layers=0,
+            context_size=512, parallel=2, api_key=SecretStr(SECRET),
+        )  # fmt: skip
+        servers = [
+            OwnServer(options, port=port, process=FakeServerProcess(server))
+            for server, port in zip(self.servers, self.ports, strict=True)
+        ]
+        if len(servers) == 1:
+            return LlamaServerApplicator(servers[0], data_dir=self.data_dir, drain_seconds=0.2)
+        return BlueGreenApplicator(
+            {"blue": servers[0], "green": servers[1]}, data_dir=self.data_dir, drain_seconds=0.2, quiet_seconds=0.0
+        )
+
+    async def answer(self, scenario: str) -> str | None:
+        current = AdapterPointer(self.data_dir, scenario).current()
+        if current is None or current.endpoint is None:
+            return None
+        client = LlamaClient(current.endpoint.url, SecretStr(SECRET))
+        try:
+            return await client.complete(current.endpoint.model, "what next?", max_tokens=8)
+        except ApplyFailed:
+            return None
+        finally:
+            await client.close()
+
+    def trouble(self, *, on: bool) -> None:
+        for server in self.servers:
+            server.refuse_new = on
+
+    async def restart_server(self) -> None:
+        for server in self.servers:
+            await server.stop()
+
+    def on_call(self, hook: Hook | None) -> None:
+        for server in self.servers:
+            server.on_call = hook
+
+
+@asynccontextmanager
+async def llama_server_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
+    """One, played by `FakeLlamaServer`."""
+    world = OwnServersWorld(data_dir, count=1)
+    try:
+        yield world
+    finally:
+        await world.restart_server()
+
+
+@asynccontextmanager
+async def blue_green_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
+    """Two, played by `FakeLlamaServer`."""
+    world = OwnServersWorld(data_dir, count=2)
+    try:
+        yield world
+    finally:
+        await world.restart_server()
+
+
 class FilesWorld:
     """No server: a node takes the files that the document names."""
 
@@ -281,9 +358,11 @@ async def noop_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
 
 
 WORLDS: dict[str, Kind] = {
+    "blue_green": Kind(make=blue_green_world, many_scenarios=False),
     "files": Kind(make=files_world, probes=False),
     "llama_router": Kind(make=router_world),
-    "noop": Kind(make=noop_world, probes=False, outlives=False, fails=False),
+    "llama_server": Kind(make=llama_server_world, many_scenarios=False, seamless=False),
+    "noop": Kind(make=noop_world, probes=False, outlives=False, fails=False, seamless=False),
     "vllm": Kind(make=vllm_world),
     "webhook": Kind(make=webhook_world, keeps=False),
 }

@@ -23,7 +23,7 @@ def only(trait: str) -> pytest.MarkDecorator:
 
 
 #: Steps of an apply that a worker may die in; more than any applicator has.
-_STEPS = 12
+_STEPS = 24
 
 
 @pytest.fixture(params=WORLDS)
@@ -189,7 +189,7 @@ async def test_two_scenarios_do_not_disturb_each_other(
     assert await world.answer("S2") == yours.answer
 
 
-@only("outlives")
+@only("seamless")
 async def test_whatever_step_a_worker_dies_in_the_next_one_knows_what_is_served(
     world: AdapterWorld, applicator: Applicator, tmp_path: Path
 ) -> None:

@@ -64,22 +64,19 @@ class BlueGreenApplicator:
     async def apply(self, model: Model, content: bytes) -> str:
         name, adapter = section_name(model.scenario, model.version), decoded(model, content)
         file = adapter_directory(model) / GGUF_FILE
-        colour = self._colour(await self._document(model.scenario))
         try:
-            answers = None
-            if colour is not None:
-                answers = await self._servers[colour].serves(self._servers[colour].command(name, file), adapter)
-            if colour is None or answers is None or not answers.served:
-                self._pair = (await self._found(colour)).starting()
-                colour = self._pair.standby
-                answers = await self._start(self._pair, self._servers[colour].command(name, file), adapter)
-                self._pair = self._pair.switched()
-            endpoint = Endpoint(url=self._servers[colour].url, model=name)
+            pair = await self.state(model.scenario)
+            answers = await self._answers(pair.active, self._command(pair.active, name, file), adapter)
+            if answers is None:
+                self._pair = pair.starting()
+                answers = await self._start(pair.standby, self._command(pair.standby, name, file), adapter)
+                pair = self._pair = self._pair.switched()
+            endpoint = Endpoint(url=self._servers[pair.active].url, model=name)
             await asyncio.to_thread(self._documents.write, model, content, endpoint)
             crash.point("pointer_moved")
-            log.info("adapter_switched", scenario=model.scenario, model=name, server=colour, detail=answers.detail)
-            self._pair = Pair(ServerState.ACTIVE, colour).releasing()
-            await self._release(self._pair.standby)
+            log.info("adapter_switched", scenario=model.scenario, model=name, server=pair.active, detail=answers.detail)
+            self._pair = pair.releasing()
+            await self._release(pair.standby)
         finally:
             self._pair = None
         return answers.detail
@@ -101,11 +98,19 @@ class BlueGreenApplicator:
         for server in self._servers.values():
             await server.close()
 
-    async def _start(self, pair: Pair, command: list[str], adapter: AdapterModel) -> ProbeResult:
-        """On the standby server; raises `ApplyFailed` where the adapter is no good, and that server is stopped."""
-        server = self._servers[pair.standby]
+    def _command(self, colour: Colour, name: str, file: Path) -> list[str]:
+        return self._servers[colour].command(name, file)
+
+    async def _answers(self, colour: Colour, command: list[str], adapter: AdapterModel) -> ProbeResult | None:
+        """Of a server that serves the adapter already, as it should; else None."""
+        answers = await self._servers[colour].serves(command, adapter)
+        return answers if answers is not None and answers.served else None
+
+    async def _start(self, colour: Colour, command: list[str], adapter: AdapterModel) -> ProbeResult:
+        """Raises `ApplyFailed` where the adapter is no good; its server is stopped then."""
+        server = self._servers[colour]
         if await server.runs() != command:  # else an earlier life of ours started it and got no further
-            await self._end(pair.standby)
+            await self._end(colour)
         try:
             return await server.bring(command, adapter)
         except ApplyFailed:

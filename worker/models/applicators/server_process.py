@@ -70,9 +70,11 @@ class ServerProcess:
             async with asyncio.timeout(_LAUNCH_SECONDS):
                 _, reason = await launcher.communicate()
         except TimeoutError:
-            launcher.kill()
-            await launcher.communicate()
             raise ApplyFailed(f"{command[0]} did not start within {_LAUNCH_SECONDS:g} s") from None
+        finally:
+            if launcher.returncode is None:  # late, or we are cancelled; what it may have forked is found by its lock
+                launcher.kill()
+                await launcher.wait()
         if launcher.returncode != 0:
             raise ApplyFailed(f"{command[0]} cannot be started: {reason.decode(errors='replace').strip()}")
         log.info("server_started", program=command[0], pid_file=str(self.pid_file), log_file=str(self.log_file))
@@ -154,7 +156,7 @@ class ServerProcess:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ApplyFailed(f"{self.pid_file} cannot be read: {error}") from error
+            raise ApplyFailed(f"{self.pid_file} (SWARM_LLAMA_PID_FILE) cannot be opened: {error}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

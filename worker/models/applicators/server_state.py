@@ -1,6 +1,7 @@
 """The states of two servers that take turns: the original's `ServerState`, and which endpoint is asked in each. Pure.
 
-A switch goes Active -> Starting -> Active -> Releasing -> Active.
+A switch goes Active -> Starting -> Active -> Releasing -> Active; where it is broken off, or over, what holds is looked
+up again, since the servers are other processes.
 """
 
 from __future__ import annotations
@@ -46,16 +47,8 @@ class Pair:
         return replace(self._step({ServerState.STARTING}, ServerState.ACTIVE), active=self.standby)
 
     def releasing(self) -> Pair:
-        """The one that was asked before ends its requests."""
+        """The one that was asked before ends its requests, if it runs."""
         return self._step({ServerState.ACTIVE}, ServerState.RELEASING)
-
-    def released(self) -> Pair:
-        """It is gone."""
-        return self._step({ServerState.RELEASING}, ServerState.ACTIVE)
-
-    def failed(self, *, active_runs: bool) -> Pair:
-        """What was started is no good, and is stopped: all is as before."""
-        return self._step({ServerState.STARTING}, ServerState.ACTIVE if active_runs else ServerState.DOWN)
 
     def _step(self, allowed: set[ServerState], to: ServerState) -> Pair:
         if self.state not in allowed:
