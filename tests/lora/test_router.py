@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 
 from tests.lora.llama_server import RunningServer, running_server
 from tests.lora.made_adapters import AdapterMaker, Made
@@ -24,6 +25,7 @@ from worker.models.applicators.router_preset import PresetFile
 pytestmark = [pytest.mark.lora, pytest.mark.usefixtures("llama_server_program")]
 
 _SWAPS = 10
+_KEY = "router-key"
 
 
 @dataclass
@@ -60,16 +62,16 @@ async def start(
         def make(*options: str, port: int | None = None) -> World:
             server = stack.enter_context(
                 running_server(
-                    ["--models-preset", str(preset.path), *options],
+                    ["--models-preset", str(preset.path), "--api-key", _KEY, *options],
                     directory=tmp_path_factory.mktemp("router"),
                     port=port,
                 )
             )
             applicator = LlamaRouterApplicator(
-                LlamaClient(server.url, None), preset=preset, data_dir=tmp_path, serving_base=base.gguf,
+                LlamaClient(server.url, SecretStr(_KEY)), preset=preset, data_dir=tmp_path, serving_base=base.gguf,
                 drain_seconds=20, quiet_seconds=0.3,
             )  # fmt: skip
-            client = LlamaClient(server.url, None)
+            client = LlamaClient(server.url, SecretStr(_KEY))
             stack.push_async_callback(applicator.close)
             stack.push_async_callback(client.close)
             return World(tmp_path, server, preset, applicator, client)
@@ -90,7 +92,7 @@ class Swarm:
     async def ask(self, *, tokens: int, late_by: float = 0.0) -> None:
         """Until `stopping`."""
         pointer = AdapterPointer(self.world.data_dir, "S")
-        async with aiohttp.ClientSession() as http:
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {_KEY}"}) as http:
             while not self.stopping:
                 current = pointer.current()
                 assert current is not None

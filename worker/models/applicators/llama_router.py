@@ -96,7 +96,7 @@ class LlamaRouterApplicator:
         name = section_name(model.scenario, model.version)
         props = await self._client.props()
         before = await self._named(model.scenario)
-        await self._release(await self._running(model.scenario, but={name, before}))
+        await self._release_others(model.scenario, but={name, before})
         await self._put(model.scenario, Section(name, self._base, file), keep={before})
         crash.point("adapter_listed")
         await self._load(name, file, limit=props.max_instances)
@@ -109,10 +109,7 @@ class LlamaRouterApplicator:
         await asyncio.to_thread(self._documents.write, model, content, endpoint)
         crash.point("pointer_moved")
         log.info("adapter_switched", scenario=model.scenario, model=name, before=before, detail=answers.detail)
-        try:
-            await self._release(await self._running(model.scenario, but={name}))
-        except ApplyFailed as error:  # the new one is served: the next apply unloads what is left
-            log.warning("old_adapter_still_loaded", scenario=model.scenario, error=str(error))
+        await self._release_others(model.scenario, but={name})
         return answers.detail
 
     async def served(self, scenario: str) -> str | None:
@@ -205,6 +202,13 @@ class LlamaRouterApplicator:
                 f"{self._client.shown} runs {name} with {loaded or 'no adapter'}, not with {file}; "
                 f"is {self._preset.path} (SWARM_LLAMA_PRESET) its --models-preset?"
             )
+
+    async def _release_others(self, scenario: str, *, but: Collection[str | None]) -> None:
+        """Unload what is no longer served; what cannot be unloaded now is left to the next apply."""
+        try:
+            await self._release(await self._running(scenario, but=but))
+        except ApplyFailed as error:
+            log.warning("old_adapter_still_loaded", scenario=scenario, error=str(error))
 
     async def _release(self, names: Collection[str]) -> None:
         """Unload versions once nobody uses them, or the time for that is over."""
