@@ -219,7 +219,21 @@ def test_the_router_needs_its_preset_and_an_address(flags: dict[str, Any], tmp_p
     given = {**flags, "lora_applicator": "llama_router", "lora_serving_base": gguf(tmp_path / "base.gguf")}
     assert "SWARM_LLAMA_PRESET" in refusal(given)
     assert "SWARM_LLAMA_PRESET" in refusal(given, llama_preset=tmp_path / "no" / "preset.ini")
-    assert "SWARM_LLAMA_URL" in refusal(given, llama_preset=tmp_path / "preset.ini", llama_url="localhost:8080")
+    given |= {"llama_preset": tmp_path / "preset.ini"}
+    assert "SWARM_LLAMA_URL" in refusal(given, llama_url="localhost:8080")
+    with_password = refusal(given, llama_url="http://me:canary@host:8080")
+    assert "SWARM_LLAMA_URL: it may hold no user and password" in with_password
+    assert "canary" not in with_password
+
+
+def test_paths_that_the_routers_preset_cannot_hold_are_refused_before_an_adapter_is_trained(
+    flags: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {**flags, "lora_applicator": "llama_router", "llama_preset": tmp_path / "preset.ini"}
+    given |= {"lora_serving_base": gguf(tmp_path / "base;1.gguf")}
+    assert "SWARM_LORA_SERVING_BASE: llama-server's preset cannot hold the path" in refusal(given)
+    given |= {"lora_serving_base": gguf(tmp_path / "base.gguf"), "data_dir": tmp_path / "data#1"}
+    assert "SWARM_DATA_DIR: llama-server's preset cannot hold the path" in refusal(given)
 
 
 @pytest.mark.parametrize("applicator", ["llama_server", "blue_green"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from worker.configuration import serving_base
+from worker.models.applicators.router_preset import fits_into_preset
 from worker.models.gguf_header import architecture_of
 from worker.settings import Settings
 
@@ -30,6 +31,7 @@ def serving_faults(settings: Settings) -> Iterator[str]:
             )
         elif not os.access(folder := settings.llama_preset.absolute().parent, os.W_OK | os.X_OK) or not folder.is_dir():
             yield f"SWARM_LLAMA_PRESET: {folder} is no directory that we may write to"
+        yield from _preset_paths(settings)
     elif chosen in ("llama_server", "blue_green"):
         yield from _own_servers(settings)
     elif chosen == "vllm":
@@ -62,6 +64,16 @@ def _gguf_base(settings: Settings) -> Iterator[str]:
         )
 
 
+def _preset_paths(settings: Settings) -> Iterator[str]:
+    paths = {"SWARM_DATA_DIR": settings.data_dir.absolute(), "SWARM_LORA_SERVING_BASE": serving_base(settings)}
+    for setting, path in paths.items():
+        if path is not None and not fits_into_preset(path):
+            yield (
+                f"{setting}: llama-server's preset cannot hold the path {str(path)!r}: it may have no quote, comma, "
+                "semicolon, #, backslash or line break, and no blank at an end; choose another"
+            )
+
+
 def _own_servers(settings: Settings) -> Iterator[str]:
     chosen = settings.lora_applicator
     if not shutil.which(settings.llama_server_path):
@@ -92,3 +104,6 @@ def _url(setting: str, text: str) -> Iterator[str]:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         yield f"{setting}: it must begin with http:// or https:// and a host"
+    elif "@" in parts.netloc:
+        # Nodes read the address in a file that is no secret, and get no 401 that would say what is wrong.
+        yield f"{setting}: it may hold no user and password; the server's key has a setting of its own, ..._API_KEY"

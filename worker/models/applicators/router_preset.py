@@ -39,12 +39,17 @@ class Section:
     def text(self) -> str:
         """As it stands in the file. Raises `ApplyFailed` for a path that the file's syntax cannot hold."""
         for path in (self.model, self.lora):
-            if _UNWRITABLE.search(str(path)):
+            if not fits_into_preset(path):
                 raise ApplyFailed(
                     f'a preset of llama-server cannot hold the path {str(path)!r}: no ; # , " \\ or line break, and no '
                     "blank at an end; move it"
                 )
         return f"[{self.name}]\nmodel = {self.model}\nlora = {self.lora}\n\n"
+
+
+def fits_into_preset(path: Path) -> bool:
+    """Whether the file's syntax can hold a path."""
+    return _UNWRITABLE.search(str(path)) is None
 
 
 def section_name(scenario: str, version: int) -> str:
