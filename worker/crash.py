@@ -40,7 +40,7 @@ POINTS = (
 
 #: Those of an adapter, beside the points of every learning; in the order in which one meets them.
 ADAPTER_POINTS = (
-    "trainer_reported",  # the child that trains said how far it is
+    "trainer_stage",  # the child that trains begins with something else: reading, loading, a step, judging, writing
     "adapter_copied",  # one of the adapter's files is in the directory that will be its own
     "apply_started",  # the deployment is a row, nothing was touched
     "adapter_listed",  # the server's list has it beside the old one

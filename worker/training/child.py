@@ -98,6 +98,7 @@ class _Listener(asyncio.SubprocessProtocol):
         self.flooded: asyncio.Future[None] = loop.create_future()
         self._on_progress = on_progress
         self._on_step = on_step
+        self._stage = ""
         self._line = bytearray()
         self._skipping = False
         self._seen = 0
@@ -132,7 +133,10 @@ class _Listener(asyncio.SubprocessProtocol):
         except (msgspec.DecodeError, UnicodeDecodeError):
             return  # a library that prints is no failure
         self._on_progress(min(1.0, max(0.0, said.progress)), said.text[:200])
-        crash.point("trainer_reported")
+        stage = said.text.partition(" ")[0]
+        if stage != self._stage:
+            self._stage = stage
+            crash.point("trainer_stage")
         if said.step is not None and self._on_step is not None:
             self._on_step(said.step)
 
