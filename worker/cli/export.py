@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import click
 import orjson
@@ -21,10 +24,14 @@ from worker.cli.common import (
     shown,
 )
 from worker.configuration import learn_models_of, rules_of
+from worker.durable import make_private_directory
 from worker.errors import ConfigurationError
 from worker.settings import Settings
 from worker.store.port import EpisodeFilter
 from worker.training.exports import TrainingDataExport, actions_taken
+from worker.training.lora.data import write_training_data
+from worker.training.lora.inputs import MANIFEST_FILE
+from worker.training.lora.planned import lora_config
 from worker.wire.codec import record_to_json
 
 Write = Callable[[bytes], int]
@@ -82,15 +89,31 @@ async def _episodes(settings: Settings, scenario: str, learn_model: str | None) 
 @default_scenario_option
 @click.option("--learn-model", help="only examples of this learn model; dpo gives preference pairs")
 @click.option("--min-score", type=float, help="only episodes with at least this score")
-@settings_options(*PLACES, "learn_models", "scenario_options", "terminal_actions", "system_events")
+@click.option(
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="a directory for train.jsonl, held_out.jsonl and manifest.json, as a LoRA training sees them",
+)
+@settings_options(
+    *PLACES, "learn_models", "scenario_options", "terminal_actions", "system_events", "holdout", "producer_share",
+    "lora_objective", "lora_max_episodes",
+)  # fmt: skip
 def training_data(
-    *, settings: Settings, scenario: str | None, learn_model: str | None, min_score: float | None
+    *, settings: Settings, scenario: str | None, learn_model: str | None, min_score: float | None, into: Path | None
 ) -> None:
     """Examples for fine-tuning, SFT and DPO.
 
-    SFT lines are {"messages": [...]}, DPO lines {"prompt", "chosen", "rejected"}.
+    SFT lines are {"messages": [...]}, DPO lines {"prompt", "chosen", "rejected"}, everything that was lived. With
+    --into the rows of a LoRA training instead: each text once, split into what is trained on and what is held out, no
+    producer above its share, and a manifest of hashes, episodes, and what was left out and why.
     """
-    run_async(_training_data(settings, one_scenario(scenario, settings), learn_model, min_score))
+    name = one_scenario(scenario, settings)
+    if into is None:
+        run_async(_training_data(settings, name, learn_model, min_score))
+    elif learn_model is not None or min_score is not None:
+        raise ConfigurationError("--into writes what a training would see: leave --learn-model and --min-score out")
+    else:
+        run_async(_training_files(settings, name, into))
 
 
 async def _training_data(settings: Settings, scenario: str, learn_model: str | None, min_score: float | None) -> None:
@@ -109,3 +132,24 @@ async def _training_data(settings: Settings, scenario: str, learn_model: str | N
     click.echo(f"{export.examples} examples; {len(export.excluded)} episodes were left out", err=True)
     for reason, times in Counter(excluded.reason for excluded in export.excluded).most_common(_REASONS):
         click.echo(f"  {times}: {shown(reason)}", err=True)
+
+
+async def _training_files(settings: Settings, scenario: str, into: Path) -> None:
+    await asyncio.to_thread(make_private_directory, into)
+    async with reading_store(settings) as store:
+        await known_scenario(store, scenario)
+        manifest, sha256 = await write_training_data(
+            store,
+            scenario,
+            into,
+            config=lora_config(settings),
+            models_of=partial(learn_models_of, settings),
+            rules=rules_of(settings, scenario),
+        )
+    for name, file in manifest.files.items():
+        click.echo(f"{into / name}: {file.examples} examples of {len(file.episodes)} episodes", err=True)
+        for producer, rows in file.capped.items():
+            click.echo(f"  {rows} left out: producer {shown(producer)} brought more than its share", err=True)
+    for reason, times in (manifest.passed_over | manifest.excluded).items():
+        click.echo(f"{times} episodes left out: {shown(reason)}", err=True)
+    click.echo(f"{into / MANIFEST_FILE}: sha256 {sha256}", err=True)
