@@ -20,6 +20,8 @@ class FakeReceiver:
         self.refuses = False
         self.names_endpoint = True
         self.wants_key = False
+        self.endpoint_url: str | None = None
+        self.stuck = False
         self.kinds: set[str] = set()
         #: SHA-256 and answer, by scenario.
         self.served: dict[str, tuple[str, str]] = {}
@@ -56,7 +58,9 @@ class FakeReceiver:
             return web.Response(status=404)
         answer: dict[str, object] = {"sha256": self.served[scenario][0]}
         if self.names_endpoint:
-            answer["endpoint"] = {"url": self.url, "model": scenario}
+            answer["endpoint"] = {
+                "url": self.url if self.endpoint_url is None else self.endpoint_url, "model": scenario,
+            }  # fmt: skip
         return web.json_response(answer)
 
     async def _take(self, request: web.Request) -> web.Response:
@@ -68,10 +72,10 @@ class FakeReceiver:
         assert document["kind"] == "lora"
         if request.headers["X-Swarm-Event"] == "withdraw":
             self.served.pop(scenario, None)
-        else:
+        elif not self.stuck:
             directory = Path(urlsplit(document["uri"]).path)
             self.served[scenario] = (document["sha256"], answer_of(directory / "adapter/peft"))
-        return web.json_response({"sha256": document.get("sha256")})
+        return web.Response(text="thanks")
 
     async def _complete(self, request: web.Request) -> web.Response:
         await self._note(request)
