@@ -206,6 +206,16 @@ async def test_what_another_server_was_given_is_not_served_by_this_one(world: Wo
     assert await world.applicator.served("S") == one.model.sha256
 
 
+async def test_a_router_under_another_spelling_of_its_address_loses_nobody(world: World, tmp_path: Path) -> None:
+    """Nodes go by the old pointer until the swap: the version before has to be there till then."""
+    one, two = register(tmp_path, 1), register(tmp_path, 2)
+    await world.apply(one)
+    pointer = tmp_path / "current" / "S.lora.json"
+    pointer.write_text(pointer.read_text().replace("127.0.0.1", "localhost"))
+    await world.apply(two)
+    assert await world.client.complete("S@1", PROMPT, max_tokens=4) == one.answer
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"model": 1}'])
 async def test_a_damaged_pointer_is_no_adapter_and_is_written_again(world: World, tmp_path: Path, text: str) -> None:
     one = register(tmp_path, 1)

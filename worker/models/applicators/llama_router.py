@@ -7,7 +7,7 @@ swap, so that the router loads it again for somebody who read the pointer just b
 before a crash; the same apply again finds what is done and does the rest.
 
 One process runs for each version in use, and two for a scenario during a swap: N must be at least the number of
-scenarios plus one.
+scenarios plus one. With --no-models-autoload, whoever asks late for the version before is refused.
 """
 
 # ruff: noqa: D102 - the methods are the port's, documented there
@@ -20,6 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET
 
 from worker import crash
 from worker.errors import ApplyFailed
@@ -37,7 +38,7 @@ from worker.models.applicators.router_preset import (
     section_text,
 )
 from worker.store.port import Model
-from worker.wire.served import Endpoint, ServedModel
+from worker.wire.served import Endpoint
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +96,7 @@ class LlamaRouterApplicator:
             )
         name = section_name(model.scenario, model.version)
         props = await self._client.props()
-        before = await self._named(model.scenario)
+        before = await self._pointed_at(model.scenario)
         await self._release_others(model.scenario, but={name, before})
         await self._put(model.scenario, Section(name, self._base, file), keep={before})
         crash.point("adapter_listed")
@@ -116,9 +117,9 @@ class LlamaRouterApplicator:
         """A version without a process is served too where the router loads what is asked for."""
         try:
             document = await asyncio.to_thread(self._documents.read, scenario)
-            name = self._name_in(document)
-            if document is None or name is None:
+            if document is None or document.endpoint == UNSET or document.endpoint.url != self._client.url:
                 return None
+            name = document.endpoint.model
             content = bytes(document.model)
             expected = adapter.decode(content)
         except (DocumentDamaged, adapter.AdapterUnreadable):
@@ -144,16 +145,13 @@ class LlamaRouterApplicator:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _named(self, scenario: str) -> str | None:
-        """The version that the pointer names, where it names one of this router."""
+    async def _pointed_at(self, scenario: str) -> str | None:
+        """The version that nodes are sent to; also by an earlier spelling of the router's address."""
         try:
-            return self._name_in(await asyncio.to_thread(self._documents.read, scenario))
+            document = await asyncio.to_thread(self._documents.read, scenario)
         except DocumentDamaged:
             return None
-
-    def _name_in(self, document: ServedModel | None) -> str | None:
-        endpoint = None if document is None else document.endpoint
-        return endpoint.model if isinstance(endpoint, Endpoint) and endpoint.url == self._client.url else None
+        return None if document is None else section_name(scenario, document.model_version)
 
     async def _running(self, scenario: str, *, but: Collection[str | None]) -> list[str]:
         """This scenario's versions that have a process."""
