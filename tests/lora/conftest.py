@@ -10,6 +10,7 @@ import pytest
 from tests.integration.conftest import command_line, new_worker, nursery  # noqa: F401 - fixtures
 from tests.lora import llama_server
 from tests.lora.adapters import FIRST, SECOND, TinyAdapter, tiny_adapter
+from tests.lora.made_adapters import AdapterMaker
 from tests.lora.tiny import TinyBase, tiny_base
 
 
@@ -42,3 +43,9 @@ def first_adapter(base: TinyBase) -> TinyAdapter:
 def second_adapter(base: TinyBase) -> TinyAdapter:
     """Answers `tests.lora.adapters.SECOND` to every question."""
     return tiny_adapter(base, SECOND)
+
+
+@pytest.fixture(scope="session")
+def maker(base: TinyBase) -> AdapterMaker:
+    """Makes adapters on the tiny base."""
+    return AdapterMaker(base)

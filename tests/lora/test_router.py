@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import pytest
 from pydantic import SecretStr
 
+from tests.lora.asking_swarm import Swarm
 from tests.lora.llama_server import RunningServer, running_server
-from tests.lora.made_adapters import AdapterMaker, Made
+from tests.lora.made_adapters import AdapterMaker
 from tests.lora.tiny import TinyBase
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
@@ -41,12 +41,6 @@ class World:
     async def running(self) -> list[str]:
         """Sections that have a process."""
         return [each.id for each in await self.client.models() if each.running]
-
-
-@pytest.fixture(scope="session")
-def maker(base: TinyBase) -> AdapterMaker:
-    """Makes adapters on the tiny base."""
-    return AdapterMaker(base)
 
 
 @pytest.fixture
@@ -79,42 +73,6 @@ async def start(
         yield make
 
 
-@dataclass
-class Swarm:
-    """Nodes that ask all the while, each time whom the pointer names; some read it a while before they ask."""
-
-    world: World
-    made: dict[str, Made]
-    answered: dict[str, int] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
-    stopping: bool = False
-
-    async def ask(self, *, tokens: int, late_by: float = 0.0) -> None:
-        """Until `stopping`."""
-        pointer = AdapterPointer(self.world.data_dir, "S")
-        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {_KEY}"}) as http:
-            while not self.stopping:
-                current = pointer.current()
-                assert current is not None
-                assert current.endpoint is not None
-                name = current.endpoint.model
-                await asyncio.sleep(late_by)
-                probe = self.made[name].probes[0]
-                body = {"model": name, "prompt": probe.prompt, "max_tokens": tokens, "temperature": 0}
-                # `ignore_eos`, so that answers are long and most swaps come in the middle of some.
-                async with http.post(
-                    f"{current.endpoint.url}/v1/completions", json={**body, "ignore_eos": tokens > probe.max_tokens}
-                ) as response:
-                    text = await response.text()
-                    if response.status != 200:
-                        self.wrong.append(f"{name}: HTTP {response.status}: {text}")
-                        continue
-                    said = (await response.json())["choices"][0]["text"]
-                if not answers_as(probe.expected, probe.base, said):
-                    self.wrong.append(f"{name}: {said!r} instead of {probe.expected!r}")
-                self.answered[name] = self.answered.get(name, 0) + 1
-
-
 @pytest.mark.timeout(120)
 async def test_ten_swaps_under_a_swarm_that_asks_all_the_while_lose_no_request(
     start: Callable[..., World], maker: AdapterMaker, tmp_path: Path
@@ -124,7 +82,7 @@ async def test_ten_swaps_under_a_swarm_that_asks_all_the_while_lose_no_request(
     made = {f"S@{version}": maker.registered(tmp_path, version) for version in range(1, _SWAPS + 2)}
     first, *others = made.values()
     await world.applicator.apply(first.model, first.content)
-    swarm = Swarm(world, made)
+    swarm = Swarm(world.data_dir, _KEY, made)
     async with asyncio.TaskGroup() as group:
         group.create_task(swarm.ask(tokens=16))
         group.create_task(swarm.ask(tokens=400))
