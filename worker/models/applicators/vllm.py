@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from worker.errors import ApplyFailed
-from worker.models.adapter import PEFT_DIR, AdapterModel, AdapterUnreadable, adapter_directory, decode
+from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterModel, AdapterUnreadable, decode
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.probe import probe
 from worker.models.applicators.vllm_client import VllmClient
@@ -55,7 +55,7 @@ class VllmApplicator:
             adapter = decode(content)
         except AdapterUnreadable as error:
             raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}") from error
-        name, path = _name(model.scenario, model.version), self._path(model)
+        name, path = _name(model.scenario, model.version), self._path(model.scenario, model.version)
         before = await self._served_before(model.scenario)
         detail = await self._bring(name, path, adapter)
         await asyncio.to_thread(self._current.write, model, content, Endpoint(url=self._client.url, model=name))
@@ -72,7 +72,7 @@ class VllmApplicator:
         except (DocumentDamaged, AdapterUnreadable):
             return "unreadable"  # no hash equals it, so the live adapter is brought again
         name = _name(scenario, document.model_version)
-        if name not in await self._client.adapters():
+        if (await self._client.adapters()).get(name) != self._path(scenario, document.model_version):
             return None  # the server was started again, and knows nothing of what was loaded into it
         result = await probe(self._client, adapter, name)
         return hashlib.sha256(content).hexdigest() if result.served else f"something else ({result.detail})"
@@ -84,10 +84,9 @@ class VllmApplicator:
     async def close(self) -> None:
         await self._client.close()
 
-    def _path(self, model: Model) -> str:
+    def _path(self, scenario: str, version: int) -> str:
         """The PEFT directory of a version, as the server sees it."""
-        scenario, version, adapter = adapter_directory(model).parts[-3:]
-        return str(self._models_dir / scenario / version / adapter / PEFT_DIR)
+        return str(self._models_dir / scenario / str(version) / ADAPTER_DIR / PEFT_DIR)
 
     async def _served_before(self, scenario: str) -> str | None:
         try:
@@ -140,12 +139,17 @@ class VllmApplicator:
         """Wait until no request uses the adapter, at most `drain_timeout`."""
         try:
             async with asyncio.timeout(self._drain_timeout):
-                while name in await self._client.at_work():  # noqa: ASYNC110 - it is the server that waits
+                while await self._may_be_at_work(name):  # noqa: ASYNC110 - it is the server that waits
                     await asyncio.sleep(_LOOK_AGAIN)
         except TimeoutError:
-            log.warning("adapter_unloaded_under_requests", adapter=name, waited_s=self._drain_timeout)
-        except ApplyFailed as error:
-            log.warning("adapter_not_drained", adapter=name, error=str(error))
+            log.warning("adapter_unloaded_after_the_wait", adapter=name, waited_s=self._drain_timeout)
+
+    async def _may_be_at_work(self, name: str) -> bool:
+        try:
+            return name in await self._client.at_work()
+        except ApplyFailed as error:  # it has no metrics: then the whole time is waited
+            log.debug("adapter_not_seen_at_work", adapter=name, error=str(error))
+            return True
 
     async def _try_to_unload(self, name: str) -> None:
         try:
