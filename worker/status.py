@@ -166,7 +166,7 @@ class StatusReporter:
 
     async def _stored(self, name: str) -> dict[str, Any]:
         facts = await self.store.facts(name)
-        state = await self.store.trigger_state(name)
+        state = await self.store.trigger_state(trigger_key(name, self.runs.kinds[0]))
         aliases = await self.store.aliases(name)
         newest = await self.store.models(name, kind="offline", limit=1)
         current = self.runs.current(name)

@@ -16,7 +16,9 @@ from tests.unit.training_world import World, eventually, opened, worker_over
 from worker.control.operations import CommandRefused, Operations
 from worker.errors import CommandFailed
 from worker.models.adapter import ADAPTER_DIR
-from worker.store.port import trigger_key
+from worker.models.applicators.noop import NoopApplicator
+from worker.models.applier import Applied as AppliedResult
+from worker.store.port import Model, trigger_key
 from worker.wire.commands import Apply, Command, Rollback, TrainNow
 from worker.wire.events import Applied, Trained
 
@@ -278,3 +280,59 @@ async def test_directories_of_ended_runs_go_at_start_and_a_checkpoint_of_one_tha
         for folder in ("runs", "lora/data", "lora/adapters"):
             assert [path.name for path in (tmp_path / folder).iterdir()] == [waiting]
         shutil.rmtree(tmp_path / "lora")
+
+
+class Slow(NoopApplicator):
+    """Loads for as long as nobody sets `loaded`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loading = asyncio.Event()
+        self.loaded = asyncio.Event()
+
+    async def apply(self, model: Model, content: bytes) -> None:
+        """Serve it in the end."""
+        self.loading.set()
+        await self.loaded.wait()
+        await super().apply(model, content)
+
+
+async def test_an_adapter_that_is_loaded_and_watched_for_long_holds_up_no_training(tmp_path: Path) -> None:
+    """Neither its scenario's offline model nor another's adapter; its own next one waits, and so does who asked."""
+    async with opened(tmp_path) as store:
+        server = Slow()
+        world = worker_over(store, tmp_path, kinds=BOTH, scenarios=("A", "B"), mode="auto", adapters=server)
+        for scenario in ("A", "B"):
+            await world.feed(30, scenario=scenario)
+        async with world.running():
+            first = await world.command("c1", scenario="A", kind="lora")
+            waiting = asyncio.create_task(world.runs.wait(first))
+            await asyncio.wait_for(server.loading.wait(), 20)
+            second = await world.command("c2", scenario="A", kind="lora", force=True)
+            await ended(world, await world.command("c3", scenario="A"))
+            third = await world.command("c4", scenario="B", kind="lora", apply=False)
+            await ended(world, third)
+            assert (await store.run(second)).state == "queued"  # type: ignore[union-attr]
+            assert not waiting.done()
+            server.loaded.set()
+            await ended(world, second)
+            assert waiting.done()
+        assert isinstance(world.runs.applied(first), AppliedResult)
+        assert await server.served("A") is not None
+
+
+async def test_a_stop_in_the_middle_of_an_apply_leaves_it_to_the_next_start(tmp_path: Path) -> None:
+    """The row says started; the next start carries it on."""
+    async with opened(tmp_path) as store:
+        server = Slow()
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
+        await world.feed(30)
+        async with world.running():
+            await world.command("c1", kind="lora")
+            await asyncio.wait_for(server.loading.wait(), 20)
+        assert [row.state for row in await store.deployments("S")] == ["started"]
+        again = worker_over(store, tmp_path, boot="boot2", kinds=BOTH, mode="auto")
+        assert await again.applier.reconcile("S", "lora")
+        await again.runs.recover("lora")
+        assert [row.state for row in await store.deployments("S")] == ["verified"]
+        assert set(await store.aliases("S")) == {"lora-champion"}

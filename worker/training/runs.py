@@ -12,19 +12,19 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from worker.clock import after
-from worker.errors import ApplyFailed, LeaseLost, StoreError, StoreUnavailable
-from worker.models.applier import Applier, ApplyResult, ApplySkipped
+from worker.errors import ApplyFailed, LeaseLost, StoreError
+from worker.models.applier import Applier, ApplyResult
 from worker.store.port import Model, ModelKind, Run
 from worker.training.endings import MOST_FAILURES, failures_of_window
 from worker.training.execution import Current, Execution, Tools
+from worker.training.handover import HandOver
 
 log = structlog.get_logger(__name__)
 
@@ -34,8 +34,6 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOOK_AGAIN = 1.0
 #: Wait of a scenario whose run could not even be carried out, doubling to a minute.
 _RETRY_FIRST, _RETRY_MOST = 1.0, 60.0
-#: How long a new model waits for a store that is away; `recover` hands over what waited longer, at the next start.
-_HAND_OVER_SECONDS = 300.0
 _ENDED = frozenset({"trained", "failed", "skipped"})
 #: Newest failed runs, of any kind, among which those of one kind are looked for.
 _FAILED_ROWS = 50
@@ -72,7 +70,6 @@ class RunManager:
     ) -> None:
         """`max_parallel` trainings of each kind at once; `on_event` wakes the outbox relay after a commit."""
         self._tools = tools
-        self._applier = applier
         self._scenarios = frozenset(scenarios)
         self._max_parallel = max_parallel
         self._on_event = on_event
@@ -82,7 +79,7 @@ class RunManager:
         self._retries: dict[str, _Retry] = {}
         self._woken = asyncio.Event()
         self._ended: dict[str, asyncio.Event] = {}
-        self._applied: dict[str, ApplyResult | ApplyFailed] = {}
+        self._handing = HandOver(tools.store, applier, tools.clock)
         self.stats = RunStats()
 
     @property
@@ -162,7 +159,7 @@ class RunManager:
 
     def applied(self, run_id: str) -> ApplyResult | ApplyFailed | None:
         """What became of the run's model at the applier, for a run that ended in this process."""
-        return self._applied.get(run_id)
+        return self._handing.came(run_id)
 
     async def wait(self, run_id: str) -> Run | None:
         """The run once it has ended, its model handed over where it has one; None where there is no such run."""
@@ -172,7 +169,7 @@ class RunManager:
             if run is None:
                 return None
             busy = any(one.current.run.run_id == run_id for one in self._executions.values())
-            if run.state in _ENDED and not busy:
+            if run.state in _ENDED and not busy and not self._handing.busy_with(run_id):
                 self._ended.pop(run_id, None)
                 return run
             try:
@@ -188,12 +185,7 @@ class RunManager:
 
         Runs that were left `running` need nothing here: `run` takes them over as soon as their lease is over.
         """
-        for scenario in self._scenarios:
-            for model in await self._tools.store.models(scenario, kind=kind, limit=1):
-                deployed = await self._tools.store.deployments(scenario, kind=kind, limit=1000)
-                run = await self._tools.store.run(model.run_id)
-                if run is not None and model.model_id not in {row.model_id for row in deployed}:
-                    await self._hand_over(run, model)
+        await self._handing.recover(self._scenarios, kind)
 
     async def clean_up(self) -> None:
         """At start: remove the directories of runs that ended. Those of the others hold what the next attempt needs."""
@@ -249,6 +241,7 @@ class RunManager:
                 room.get(run.kind, 0) > 0
                 and run.scenario in self._scenarios
                 and run.scenario not in self._active
+                and not self._handing.busy_in(run.scenario, run.kind)
                 and not waits
             ):
                 room[run.kind] -= 1
@@ -268,7 +261,7 @@ class RunManager:
             )
             if epoch is not None:
                 execution = self._executions[scenario] = Execution(tools, run, lease=lease, epoch=epoch)
-                await self._ended_as(await execution.run(), execution.model)
+                self._ended_as(await execution.run(), execution.model)
                 failed = False
         except asyncio.CancelledError:
             self.stats.interrupted += 1
@@ -284,13 +277,12 @@ class RunManager:
             self._active.pop(scenario, None)
             self._lanes.pop(scenario, None)
             self._delay(scenario, failed=failed)
-            if (event := self._ended.pop(run.run_id, None)) is not None:
-                event.set()
+            self._tell(run.run_id)
             if epoch is not None:
                 await self._release(lease, epoch)
             self._woken.set()
 
-    async def _ended_as(self, ended: Run, model: Model | None) -> None:
+    def _ended_as(self, ended: Run, model: Model | None) -> None:
         match ended.state:
             case "trained":
                 self.stats.trained += 1
@@ -300,31 +292,15 @@ class RunManager:
                 self.stats.skipped += 1
         self._on_event()
         if model is not None:
-            await self._hand_over(ended, model)
-            await self._applier.retire(ended.scenario, ended.kind)
+            self._handing.begin(ended, model, partial(self._handed_over, ended.run_id))
 
-    async def _hand_over(self, run: Run, model: Model) -> None:
-        """Give a new model to the applier: as the apply mode says, or as the command said."""
-        by = str(run.trigger.get("by", "trigger"))
-        # The training is committed: a store that is away for a moment must not leave its model lying until a restart.
-        attempts = AsyncRetrying(
-            stop=after(self._tools.clock, _HAND_OVER_SECONDS),
-            wait=wait_random_exponential(multiplier=0.2, max=10),
-            retry=retry_if_exception_type(StoreUnavailable),
-            reraise=True,
-        )
-        try:
-            if run.apply is None:
-                came: ApplyResult | ApplyFailed = await attempts(self._applier.apply, model, by=by)
-            elif run.apply:
-                came = await attempts(self._applier.apply_now, model, by=by)
-            else:
-                came = ApplySkipped(model.model_id, "the command said not to apply")
-        except ApplyFailed as error:  # told of by row and event; the training itself is done
-            came = error
-        self._applied[run.run_id] = came
-        while len(self._applied) > 100:  # noqa: PLR2004 - answers for commands that wait now, not a history
-            self._applied.pop(next(iter(self._applied)))
+    def _handed_over(self, run_id: str) -> None:
+        self._tell(run_id)
+        self._woken.set()
+
+    def _tell(self, run_id: str) -> None:
+        if (event := self._ended.pop(run_id, None)) is not None:
+            event.set()
 
     def _delay(self, scenario: str, *, failed: bool) -> None:
         if not failed:
@@ -347,6 +323,7 @@ class RunManager:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._handing.stop()
 
 
 def _remove_but(folder: Path, keep: set[str]) -> None:
