@@ -72,6 +72,9 @@ class LoraSettings(BaseSettings):
     lora_serving_base: Path | None = Field(
         None, description="the GGUF file that llama.cpp serves; default: the base model, where it is one"
     )
+    lora_allow_plaintext: bool = Field(
+        default=False, description="allow http:// with an API key to an inference server that is not on this machine"
+    )
     lora_health_window: Duration = Field(0.0, description="how long a new adapter must stay healthy to count as live")
     lora_drain_timeout: PositiveDuration = Field(
         30.0, description="longest wait for requests of the old adapter before it is unloaded"

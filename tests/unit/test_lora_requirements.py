@@ -255,6 +255,19 @@ def test_vllm_and_webhook_need_an_address(flags: dict[str, Any]) -> None:
     WorkerBuilder(load_settings(**flags, lora_applicator="vllm")).build()
 
 
+@pytest.mark.parametrize("server", ["llama", "vllm"])
+def test_an_api_key_crosses_no_wire_in_the_open(flags: dict[str, Any], tmp_path: Path, server: str) -> None:
+    given = {**flags, "lora_applicator": "llama_router" if server == "llama" else "vllm"}
+    given |= {"llama_preset": tmp_path / "preset.ini", "lora_serving_base": gguf(tmp_path / "base.gguf")}
+    url, key = f"{server}_url", {f"{server}_api_key": "secret"}
+    text = refusal(given, **{url: "http://gpu.example"}, **key)
+    assert f"SWARM_{server.upper()}_URL: http:// would send SWARM_{server.upper()}_API_KEY" in text
+    assert "secret" not in text
+    for more in ({url: "http://gpu.example"}, {url: "https://gpu.example", **key}, {url: "http://[::1]:1", **key}):
+        WorkerBuilder(load_settings(**given, **more)).build()
+    WorkerBuilder(load_settings(**given, **{url: "http://gpu.example"}, **key, lora_allow_plaintext="true")).build()
+
+
 def test_an_applicator_of_ones_own_needs_none_of_the_settings(flags: dict[str, Any]) -> None:
     builder = WorkerBuilder(load_settings(**flags, lora_applicator="llama_router"))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Literal
 from urllib.parse import urlsplit
 
 from worker.configuration import serving_base
+from worker.hosts import is_loopback
 from worker.models.applicators.router_preset import fits_into_preset
 from worker.models.gguf_header import architecture_of
 from worker.settings import Settings
@@ -23,7 +25,7 @@ def serving_faults(settings: Settings) -> Iterator[str]:
     if chosen in _LLAMA:
         yield from _gguf_base(settings)
     if chosen == "llama_router":
-        yield from _url("SWARM_LLAMA_URL", settings.llama_url)
+        yield from _url(settings, "llama")
         if settings.llama_preset is None:
             yield (
                 "SWARM_LLAMA_PRESET: llama_router writes the file that the router is started with (--models-preset); "
@@ -35,7 +37,7 @@ def serving_faults(settings: Settings) -> Iterator[str]:
     elif chosen in ("llama_server", "blue_green"):
         yield from _own_servers(settings)
     elif chosen == "vllm":
-        yield from _url("SWARM_VLLM_URL", settings.vllm_url)
+        yield from _url(settings, "vllm")
     elif chosen == "webhook" and settings.webhook_url is None:
         yield "SWARM_LORA_APPLICATOR: webhook needs a URL; set SWARM_WEBHOOK_URL"
 
@@ -96,14 +98,22 @@ def _own_servers(settings: Settings) -> Iterator[str]:
             yield f"{setting}: {port} is SWARM_HTTP_PORT too; choose another"
 
 
-def _url(setting: str, text: str) -> Iterator[str]:
+def _url(settings: Settings, server: Literal["llama", "vllm"]) -> Iterator[str]:
+    text = settings.llama_url if server == "llama" else settings.vllm_url
+    key = settings.llama_api_key if server == "llama" else settings.vllm_api_key
+    setting, key_setting = f"SWARM_{server.upper()}_URL", f"SWARM_{server.upper()}_API_KEY"
     try:
         parts = urlsplit(text)
         _ = parts.port
-    except ValueError:
+    except ValueError:  # what Python says of it may hold a password
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         yield f"{setting}: it must begin with http:// or https:// and a host"
     elif "@" in parts.netloc:
         # Nodes read the address in a file that is no secret, and get no 401 that would say what is wrong.
-        yield f"{setting}: it may hold no user and password; the server's key has a setting of its own, ..._API_KEY"
+        yield f"{setting}: it may hold no user and password; the server's key has a setting of its own, {key_setting}"
+    elif parts.scheme == "http" and key and not settings.lora_allow_plaintext and not is_loopback(parts.hostname):
+        yield (
+            f"{setting}: http:// would send {key_setting} to {parts.hostname} unencrypted; use https://, or set "
+            "SWARM_LORA_ALLOW_PLAINTEXT=true on a network you trust"
+        )
