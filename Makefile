@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 BROKER := $(BIN)/python -m worker.broker.local --
+TORCH := torch==2.13.0
 
 # A pyenv shim may be on the path and refuse to run, so each candidate is tried.
 PYTHON_3_13 = $(shell for p in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/python; do $$p -c "" 2>/dev/null && echo $$p && break; done)
@@ -20,11 +21,11 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS := true
 endif
 
-.PHONY: help demo run test test-3.13 lint soak kills bench schemas image-test clean
+.PHONY: help demo run test test-lora test-lora-full test-3.13 lint soak kills bench schemas image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.with-demo ## from nothing to a trained and applied model: broker, worker, real agents (two minutes)
 	@$(BROKER) $(BIN)/swarm-worker demo
@@ -32,9 +33,18 @@ demo: $(VENV)/.with-demo ## from nothing to a trained and applied model: broker,
 run: $(VENV)/.with-dev ## a worker with a broker of its own if there is none; SWARM_SCENARIOS says for whom
 	@$(BROKER) $(BIN)/swarm-worker run
 
-test: lint ## every check and every test, with real RabbitMQ; on Python 3.13 too where it is there
+test: lint $(VENV)/.with-lora ## every check and every test, with real RabbitMQ and llama-server; on Python 3.13 too where it is there
+	@$(BIN)/python -m tests.lora.llama_server
 	@$(BIN)/pytest -n 2
 	@if [ -n "$(PYTHON_3_13)" ]; then $(MAKE) --no-print-directory test-3.13; fi
+
+test-lora: $(VENV)/.with-lora ## adapters of a tiny model, trained and served by a real llama-server (built once, 4 minutes)
+	@$(BIN)/python -m tests.lora.llama_server
+	@$(BIN)/pytest -n 2 tests/lora
+
+test-lora-full: $(VENV)/.with-lora ## the same with a language model of 135 million weights (5 minutes)
+	@$(BIN)/python -m tests.lora.llama_server
+	@$(BIN)/pytest -m lora_full tests/lora
 
 test-3.13: $(UV) ## the tests that need no broker, on Python 3.13
 	@UV_PROJECT_ENVIRONMENT=$(CURDIR)/.venv-3.13 $(UV) sync --locked --quiet --extra demo --python $(PYTHON_3_13)
@@ -83,6 +93,12 @@ $(VENV)/.with-dev: $(UV) pyproject.toml uv.lock
 
 $(VENV)/.with-demo: $(UV) pyproject.toml uv.lock
 	@$(UV) sync --locked --inexact --quiet --no-dev --extra demo && touch $@
+
+# Torch apart from the lock: that names the build for CUDA, gigabytes of it. A CPU's is taken where one is to be had.
+$(VENV)/.with-lora: $(VENV)/.with-dev
+	@$(BIN)/pip install -q --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	@$(UV) export --locked --quiet --extra lora --prune torch --no-emit-project --no-dev -o $(VENV)/lora.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r $(VENV)/lora.txt && touch $@
 
 $(VENV)/.with-bench: $(UV) pyproject.toml uv.lock
 	@$(UV) sync --locked --inexact --quiet --extra bench && touch $@
