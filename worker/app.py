@@ -6,7 +6,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 from worker.broker.control import ControlListener
@@ -218,7 +217,7 @@ class _Kit:
             scenarios=scenarios,
             on_event=relay.wake,
         )
-        adapters = AdapterKeeper(applier, clock, scenarios=scenarios, recover=partial(runs.recover, "lora"))
+        adapters = AdapterKeeper(applier, scenarios=scenarios, recover=runs.recover)
         scheduler = TriggerScheduler(
             store=store,
             book=book,

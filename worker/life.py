@@ -171,7 +171,8 @@ class Worker:
                 begin(parts.relay.run(done), "outbox"),
             ]
             if "offline" in parts.applier.kinds:
-                await parts.runs.recover("offline")
+                for scenario in self.settings.scenarios:
+                    await parts.runs.recover(scenario, "offline")
             watchers: list[asyncio.Task[None]] = []
             if await self._unless_stopped(_register_all(parts)):
                 watchers += [

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pytest
 from msgspec import to_builtins
@@ -17,7 +17,6 @@ from tests.unit.scripted_adapter import NAMES, make_adapter
 from tests.unit.test_models_applier import Stubborn
 from tests.unit.test_models_applier import register as register_offline
 from tests.unit.training_world import World, eventually, opened, worker_over
-from worker.clock import ManualClock
 from worker.errors import ApplyFailed, NotFound, StoreUnavailable
 from worker.learning.validation import Verdict
 from worker.models.adapter import AdapterFile, adapter_directory, decode, encode
@@ -252,57 +251,78 @@ class Forgetful(NoopApplicator):
         return await super().served(scenario)
 
 
-def keeper_over(world: World, clock: ManualClock, *, recovered: list[str] | None = None) -> AdapterKeeper:
-    async def recover() -> None:
-        (recovered if recovered is not None else []).append("recovered")
+class Keeping:
+    """A keeper at work, whose waits are noted and last for one step of the loop each."""
 
-    return AdapterKeeper(world.applier, clock, scenarios=["S"], recover=recover, look_seconds=0.01)
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recovered: list[tuple[str, str]] = []
+        self.waits: list[float] = []
+        self.stopping = asyncio.Event()
+
+        async def note(_: asyncio.Event, seconds: float) -> None:
+            self.waits.append(seconds)
+            await asyncio.sleep(0)
+
+        async def recover(scenario: str, kind: str) -> None:
+            self.recovered.append((scenario, kind))
+
+        monkeypatch.setattr("worker.models.keeper.sleep_unless", note)
+        self._work = AdapterKeeper(world.applier, scenarios=["S"], recover=recover).run(self.stopping)
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._work)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stopping.set()
+        await asyncio.wait_for(self._task, 5)
+
+    async def looks(self, number: int) -> list[float]:
+        """Let it look so often; its waits since."""
+        before = len(self.waits)
+        await eventually(lambda: len(self.waits) >= before + number)
+        return self.waits[before:]
 
 
-async def test_what_a_restarted_server_forgot_is_brought_back_without_anybodys_hand(tmp_path: Path) -> None:
+async def test_what_a_restarted_server_forgot_is_brought_back_without_anybodys_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that keeps its adapters in memory alone has none after its start (vLLM)."""
     async with opened(tmp_path) as store:
-        server, clock = Forgetful(), ManualClock()
+        server = Forgetful()
         world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
-        model = await register(world, 1)
-        await world.applier.apply(model, by="trigger")
-        stopping, recovered = asyncio.Event(), list[str]()
-        keeping = asyncio.create_task(keeper_over(world, clock, recovered=recovered).run(stopping))
-        await eventually(lambda: bool(recovered))
-        server._served.clear()
-        await eventually(lambda: bool(server._served))
-        stopping.set()
-        await asyncio.wait_for(keeping, 2)
-        assert recovered == ["recovered"]
+        await world.applier.apply(await register(world, 1), by="trigger")
+        async with Keeping(world, monkeypatch) as keeping:
+            await keeping.looks(1)
+            server._served.clear()
+            await eventually(lambda: bool(server._served))
+        assert keeping.recovered == [("S", "lora")]
         assert len(await store.deployments("S")) == 1
 
 
-async def test_a_server_that_is_away_is_not_asked_again_and_again(tmp_path: Path) -> None:
-    """Its wait doubles, and is short again once it was there."""
+async def test_a_server_that_is_away_is_not_asked_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its wait doubles up to five minutes, and once it was there it is looked at each minute."""
     async with opened(tmp_path) as store:
-        server, clock, stopping = Forgetful(), ManualClock(), asyncio.Event()
+        server = Forgetful()
         world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
         await world.applier.apply(await register(world, 1), by="trigger")
-        keeper = keeper_over(world, clock)
         server.away = True
-        asked = []
-        for seconds in (0, 0.01, 0.01, 0.03, 0.01):
-            clock.advance(seconds)
-            await keeper._look_at_all(stopping)
-            asked.append(world.applier.stats.failed)
-        assert asked == [1, 1, 2, 2, 3]
-        server.away = False
-        clock.advance(1)
-        await keeper._look_at_all(stopping)
-        server.away = True
-        await keeper._look_at_all(stopping)
-        assert world.applier.stats.failed == 4
+        async with Keeping(world, monkeypatch) as keeping:
+            assert (await keeping.looks(10))[:10] == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+            server.away = False
+            assert (await keeping.looks(3))[-1] == 60
+            server.away = True
+            assert 2 in await keeping.looks(3)
 
 
-async def test_a_server_that_is_away_at_the_start_delays_nothing_and_gets_its_adapter_later(tmp_path: Path) -> None:
+async def test_a_server_that_is_away_at_the_start_delays_nothing_and_gets_its_adapter_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A deployment that a crash left started fails then, and what was live is served once the server is there."""
     async with opened(tmp_path) as store:
-        server, clock = Forgetful(), ManualClock()
+        server = Forgetful()
         world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
         first, second = await register(world, 1), await register(world, 2)
         await world.applier.apply(first, by="trigger")
@@ -313,22 +333,19 @@ async def test_a_server_that_is_away_at_the_start_delays_nothing_and_gets_its_ad
         await store.deploy(started, aliases={}, events=[])
         server.away = True
         server._served.clear()
-        stopping, recovered = asyncio.Event(), list[str]()
-        keeping = asyncio.create_task(keeper_over(world, clock, recovered=recovered).run(stopping))
-        await eventually(lambda: bool(recovered))
-        assert [row.state for row in await store.deployments("S")] == ["failed", "verified"]
-        server.away = False
-        clock.advance(60)
-        await eventually(lambda: server._served.get("S") == first.sha256)
-        stopping.set()
-        await asyncio.wait_for(keeping, 2)
+        async with Keeping(world, monkeypatch) as keeping:
+            await keeping.looks(1)
+            assert [row.state for row in await store.deployments("S")] == ["failed", "verified"]
+            server.away = False
+            await eventually(lambda: server._served.get("S") == first.sha256)
+        assert keeping.recovered == [("S", "lora")]
 
 
-async def test_a_store_that_is_away_ends_no_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks again; what was left over of the last life is handed over once it can be."""
+async def test_nothing_ends_the_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store that is away, no applicator's fault. What the last life left over is handed over once it can be."""
     async with opened(tmp_path) as store:
         world = worker_over(store, tmp_path, kinds=BOTH)
-        away = [StoreUnavailable("locked")] * 3
+        away: list[Exception] = [StoreUnavailable("locked"), KeyError("a fault"), StoreUnavailable("locked")]
         reconcile = world.applier.reconcile
 
         async def unsteady(scenario: str, kind: Literal["offline", "lora"]) -> bool:
@@ -337,8 +354,6 @@ async def test_a_store_that_is_away_ends_no_keeper(tmp_path: Path, monkeypatch: 
             return await reconcile(scenario, kind)
 
         monkeypatch.setattr(world.applier, "reconcile", unsteady)
-        stopping, recovered = asyncio.Event(), list[str]()
-        keeping = asyncio.create_task(keeper_over(world, ManualClock(), recovered=recovered).run(stopping))
-        await eventually(lambda: bool(recovered))
-        stopping.set()
-        await asyncio.wait_for(keeping, 2)
+        async with Keeping(world, monkeypatch) as keeping:
+            await eventually(lambda: bool(keeping.recovered))
+        assert keeping.waits[:4] == [2, 4, 8, 60]

@@ -333,6 +333,6 @@ async def test_a_stop_in_the_middle_of_an_apply_leaves_it_to_the_next_start(tmp_
         assert [row.state for row in await store.deployments("S")] == ["started"]
         again = worker_over(store, tmp_path, boot="boot2", kinds=BOTH, mode="auto")
         assert await again.applier.reconcile("S", "lora")
-        await again.runs.recover("lora")
+        await again.runs.recover("S", "lora")
         assert [row.state for row in await store.deployments("S")] == ["verified"]
         assert set(await store.aliases("S")) == {"lora-champion"}

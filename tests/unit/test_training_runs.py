@@ -351,9 +351,9 @@ async def test_a_model_whose_worker_died_before_handing_it_over_is_handed_over_a
         for name in (waiting, ended_long_ago, "somebody-elses"):
             (tmp_path / "runs" / name).mkdir()
         await again.runs.clean_up()
-        await again.runs.recover("offline")
+        await again.runs.recover("S", "offline")
         assert {path.name for path in (tmp_path / "runs").iterdir()} == {waiting, "somebody-elses"}
-        await again.runs.recover("offline")
+        await again.runs.recover("S", "offline")
         assert len(await store.deployments("S")) == 1
         assert "champion" in await store.aliases("S")
 

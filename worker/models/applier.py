@@ -203,7 +203,7 @@ class Applier:
             if live is None:
                 return True
             try:
-                if await self._applicators[kind].served(scenario) != live.sha256:
+                if await self._applicator(kind).served(scenario) != live.sha256:
                     log.warning("served_model_is_not_the_live_one", scenario=scenario, model_id=live.model_id)
                     await self._bring(live)
             except ApplyFailed as error:

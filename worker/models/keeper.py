@@ -11,58 +11,56 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from worker.clock import Clock, sleep_unless
+from worker.clock import sleep_unless
 from worker.errors import StoreError
 from worker.models.applier import Applier
+from worker.store.port import ModelKind
 
 log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at what is served; a look may cost the server a few tokens.
 _LOOK_SECONDS = 60.0
-#: Longest wait for a server that fails again and again; it doubles up to there.
-_LONGEST_WAIT = 960.0
+#: First wait for a server that is away or refuses, in s, and the longest; it doubles from the one to the other.
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 300.0
 
 
 class AdapterKeeper:
-    """One for all scenarios."""
+    """One for all scenarios, each of which it looks after apart: one that is loaded for long delays no other."""
 
     def __init__(
         self,
         applier: Applier,
-        clock: Clock,
         *,
         scenarios: Sequence[str],
-        recover: Callable[[], Awaitable[None]],
-        look_seconds: float = _LOOK_SECONDS,
+        recover: Callable[[str, ModelKind], Awaitable[None]],
     ) -> None:
-        """`recover` hands over adapters that were registered and not handed over when the last life ended."""
+        """`recover` hands over what was registered and not handed over when the last life ended, of a scenario."""
         self._applier = applier
-        self._clock = clock
+        self._scenarios = scenarios
         self._recover = recover
-        self._look_seconds = look_seconds
-        self._waits = dict.fromkeys(scenarios, look_seconds)
-        self._due = dict.fromkeys(scenarios, 0.0)  # monotonic
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Look until `stopping`. No error of a server or of the store ends this."""
         if "lora" not in self._applier.kinds:
             return
+        async with asyncio.TaskGroup() as group:
+            for scenario in self._scenarios:
+                group.create_task(self._look_after(scenario, stopping), name=f"adapter of {scenario}")
+
+    async def _look_after(self, scenario: str, stopping: asyncio.Event) -> None:
         recovered = False
+        again = _FIRST_WAIT
         while not stopping.is_set():
+            served = False
             try:
-                await self._look_at_all(stopping)
+                served = await self._applier.reconcile(scenario, "lora")
                 if not recovered and not stopping.is_set():
-                    await self._recover()
+                    await self._recover(scenario, "lora")
                     recovered = True
             except StoreError as error:
-                log.warning("adapters_not_looked_at", error=str(error))
-            await sleep_unless(stopping, self._look_seconds)
-
-    async def _look_at_all(self, stopping: asyncio.Event) -> None:
-        for scenario, due in self._due.items():
-            if stopping.is_set() or due > self._clock.monotonic():
-                continue
-            served = await self._applier.reconcile(scenario, "lora")
-            wait = self._look_seconds if served else min(_LONGEST_WAIT, self._waits[scenario] * 2)
-            self._waits[scenario] = wait
-            self._due[scenario] = self._clock.monotonic() + (0.0 if served else wait)
+                log.warning("adapter_not_looked_at", scenario=scenario, error=str(error))
+            except Exception:
+                # An applicator's own fault must not end the worker, which would do the same again after its start.
+                log.exception("adapter_not_looked_at", scenario=scenario)
+            await sleep_unless(stopping, _LOOK_SECONDS if served else again)
+            again = _FIRST_WAIT if served else min(_LONGEST_WAIT, again * 2)

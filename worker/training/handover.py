@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
@@ -62,14 +62,13 @@ class HandOver:
         """What became of the run's model, for a run that ended in this process."""
         return self._came.get(run_id)
 
-    async def recover(self, scenarios: Collection[str], kind: ModelKind) -> None:
-        """Hand over newest models whose runs had ended when the last life did, and which were not handed over."""
-        for scenario in scenarios:
-            for model in await self._store.models(scenario, kind=kind, limit=1):
-                deployed = await self._store.deployments(scenario, kind=kind, limit=1000)
-                run = await self._store.run(model.run_id)
-                if run is not None and model.model_id not in {row.model_id for row in deployed}:
-                    await self._give(run, model)
+    async def recover(self, scenario: str, kind: ModelKind) -> None:
+        """Hand over a newest model whose run had ended when the last life did, and which was not handed over."""
+        for model in await self._store.models(scenario, kind=kind, limit=1):
+            deployed = await self._store.deployments(scenario, kind=kind, limit=1000)
+            run = await self._store.run(model.run_id)
+            if run is not None and model.model_id not in {row.model_id for row in deployed}:
+                await self._give(run, model)
 
     async def stop(self) -> None:
         """Cut short what goes on; the next start carries it on."""

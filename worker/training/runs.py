@@ -180,12 +180,12 @@ class RunManager:
 
     # ------------------------------------------------------------ living
 
-    async def recover(self, kind: ModelKind) -> None:
+    async def recover(self, scenario: str, kind: ModelKind) -> None:
         """At start, once the applier is reconciled: hand over a newest model whose run ended before it was handed over.
 
         Runs that were left `running` need nothing here: `run` takes them over as soon as their lease is over.
         """
-        await self._handing.recover(self._scenarios, kind)
+        await self._handing.recover(scenario, kind)
 
     async def clean_up(self) -> None:
         """At start: remove the directories of runs that ended. Those of the others hold what the next attempt needs."""

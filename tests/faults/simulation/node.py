@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -210,7 +210,7 @@ class Node:
             timing=Timing(lease_ttl=LEASE_TTL, renew=LEASE_TTL / 3, first_backoff=2.0),
         )
         runs = RunManager(tools, applier, scenarios=SCENARIOS, on_event=relay.wake)
-        adapters = AdapterKeeper(applier, clock, scenarios=SCENARIOS, recover=partial(runs.recover, "lora"))
+        adapters = AdapterKeeper(applier, scenarios=SCENARIOS, recover=runs.recover)
         scheduler = TriggerScheduler(
             store=store,
             book=book,
