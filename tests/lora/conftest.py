@@ -9,7 +9,6 @@ import pytest
 
 from tests.integration.conftest import command_line, new_worker, nursery  # noqa: F401 - fixtures
 from tests.lora import llama_server
-from tests.lora.adapters import FIRST, SECOND, TinyAdapter, tiny_adapter
 from tests.lora.made_adapters import AdapterMaker
 from tests.lora.tiny import TinyBase, tiny_base
 
@@ -31,18 +30,6 @@ def base_server(base: TinyBase, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The base alone, served: to ask it, not to change it."""
     with llama_server.running_server(["--model", str(base.gguf)], directory=tmp_path_factory.mktemp("server")) as one:
         yield one
-
-
-@pytest.fixture(scope="session")
-def first_adapter(base: TinyBase) -> TinyAdapter:
-    """Answers `tests.lora.adapters.FIRST` to every question."""
-    return tiny_adapter(base, FIRST)
-
-
-@pytest.fixture(scope="session")
-def second_adapter(base: TinyBase) -> TinyAdapter:
-    """Answers `tests.lora.adapters.SECOND` to every question."""
-    return tiny_adapter(base, SECOND)
 
 
 @pytest.fixture(scope="session")

@@ -16,21 +16,44 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.lora.adapters import TinyAdapter
 from tests.lora.llama_server import RunningServer, running_server
 from tests.lora.tiny import TARGETS, TinyBase, question, rendered
+from tests.lora.training_input import WANTED, config, examples, write_run
+from worker.episodes.worker_task import ARROW
 from worker.errors import ConfigurationError
-from worker.models.adapter import GGUF_FILE, PEFT_DIR
+from worker.learning.offline_model import MODEL_FILE
+from worker.models.adapter import ADAPTER_DIR, GGUF_FILE, PEFT_DIR, decode
 from worker.training.lora.gguf_adapter import refuse_what_cannot_be_served, write_gguf
+from worker.training.lora.train import train_adapter
 
 pytestmark = pytest.mark.lora
 
 
+def trained(base: Path, place: Path) -> Path:
+    """What a training leaves: model.json and adapter/. 2 s."""
+    rows = examples()
+    write_run(place, config(base), train=rows[:18], held_out=rows[18:])
+    train_adapter(place / "run", lambda *_: None)
+    return place / "out"
+
+
+@pytest.fixture(scope="session")
+def run(base: TinyBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training on the directory of the base."""
+    return trained(base.directory, tmp_path_factory.mktemp("trained"))
+
+
 @pytest.fixture
-def copied(first_adapter: TinyAdapter, tmp_path: Path) -> Path:
+def gguf(run: Path) -> Path:
+    """The file that is served."""
+    return run / ADAPTER_DIR / GGUF_FILE
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
     """The adapter's PEFT files alone, to be changed and converted."""
-    shutil.copytree(first_adapter.peft, tmp_path / "adapter" / PEFT_DIR)
-    return tmp_path / "adapter"
+    shutil.copytree(run / ADAPTER_DIR / PEFT_DIR, tmp_path / ADAPTER_DIR / PEFT_DIR)
+    return tmp_path / ADAPTER_DIR
 
 
 def changed_config(adapter: Path, **values: Any) -> None:
@@ -38,31 +61,31 @@ def changed_config(adapter: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_the_server_answers_with_the_adapter_as_peft_does_and_without_it_as_the_base(
-    base: TinyBase, base_server: RunningServer, first_adapter: TinyAdapter, tmp_path: Path
+def test_the_server_answers_with_the_adapter_as_the_training_says_and_without_it_as_the_base(
+    base: TinyBase, base_server: RunningServer, run: Path, gguf: Path, tmp_path: Path
 ) -> None:
-    with running_server(
-        ["--model", str(base.gguf), "--lora", str(first_adapter.gguf)], directory=tmp_path
-    ) as server:  # fmt: skip
-        for probe in first_adapter.document.probes:
-            assert server.complete(probe.prompt, tokens=probe.max_tokens) == probe.expected == first_adapter.answer
+    probes = decode((run / MODEL_FILE).read_bytes()).probes
+    assert probes
+    with running_server(["--model", str(base.gguf), "--lora", str(gguf)], directory=tmp_path) as server:
+        for probe in probes:
+            assert server.complete(probe.prompt, tokens=probe.max_tokens) == probe.expected == ARROW.join(WANTED)
             assert base_server.complete(probe.prompt, tokens=probe.max_tokens) == probe.base != probe.expected
 
 
-def test_the_server_gives_the_first_token_the_chance_that_peft_gives_it(
-    base: TinyBase, first_adapter: TinyAdapter, tmp_path: Path
+def test_the_server_gives_each_token_the_chance_that_peft_gives_it(
+    base: TinyBase, run: Path, gguf: Path, tmp_path: Path
 ) -> None:
-    """Answers alone could agree with rows of q and k in a wrong order; chances do not."""
+    """Answers alone can be right with the rows of k in a wrong order (they were); chances are not."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base.directory)
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.directory), first_adapter.peft)
+    model: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base.directory), run / ADAPTER_DIR / PEFT_DIR
+    )
     prompt = rendered(question(TARGETS[5]))[: -len("assistant\n")]  # a place where nothing is certain
     with torch.no_grad():
         logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
     chances = torch.log_softmax(logits.double(), dim=-1)
 
-    with running_server(
-        ["--model", str(base.gguf), "--lora", str(first_adapter.gguf)], directory=tmp_path
-    ) as server:  # fmt: skip
+    with running_server(["--model", str(base.gguf), "--lora", str(gguf)], directory=tmp_path) as server:
         body = {"prompt": prompt, "n_predict": 1, "n_probs": 20, "temperature": 0}
         told = server.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
 
@@ -71,16 +94,15 @@ def test_the_server_gives_the_first_token_the_chance_that_peft_gives_it(
         assert each["logprob"] == pytest.approx(float(chances[each["id"]]), abs=2e-3)
 
 
-def test_the_same_adapter_gives_the_same_bytes(base: TinyBase, first_adapter: TinyAdapter, copied: Path) -> None:
-    assert write_gguf(copied, base=base.gguf, serving=None, converter=None)
-    assert (copied / GGUF_FILE).read_bytes() == first_adapter.gguf.read_bytes()
+def test_a_training_on_the_gguf_file_gives_the_same_adapter(base: TinyBase, gguf: Path, tmp_path: Path) -> None:
+    out = trained(base.gguf, tmp_path / "other")
+    assert (out / ADAPTER_DIR / GGUF_FILE).read_bytes() == gguf.read_bytes()
 
 
-def test_the_shapes_of_a_directory_are_known_from_its_configuration(
-    base: TinyBase, first_adapter: TinyAdapter, copied: Path
-) -> None:
-    assert write_gguf(copied, base=base.directory, serving=None, converter=None)
-    assert (copied / GGUF_FILE).read_bytes() == first_adapter.gguf.read_bytes()
+@pytest.mark.parametrize("form", ["directory", "gguf"])
+def test_the_shapes_are_known_from_either_form_of_the_base(form: str, base: TinyBase, gguf: Path, copied: Path) -> None:
+    assert write_gguf(copied, base=getattr(base, form), serving=None, converter=None)
+    assert (copied / GGUF_FILE).read_bytes() == gguf.read_bytes()
 
 
 def test_an_adapter_of_another_base_is_refused_before_a_server_would(copied: Path, base: TinyBase) -> None:
