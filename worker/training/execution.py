@@ -151,6 +151,7 @@ class Execution:
             recipe = self._recipe
             self._on_progress(0.0, "reading what is stored")
             given = await recipe.freeze(run, recipe.input_of(run.run_id))
+            self._on_progress(0.0, "starting its process")
             end = await recipe.launcher.run(
                 recipe.input_of(run.run_id),
                 self._on_progress,
