@@ -18,6 +18,7 @@ from worker.episodes.model import EpisodeContext
 from worker.episodes.training_data import TrainingData
 from worker.episodes.worker_decision_sequence import WorkerDecisionSequenceLearn
 from worker.store.port import Store
+from worker.training.lora import data
 from worker.training.lora.data import write_training_data
 from worker.training.lora.inputs import HELD_OUT_FILE, MANIFEST_FILE, TRAIN_FILE, LoraConfig, LoraExample, read_examples
 from worker.training.lora.manifest import LoraManifest
@@ -168,6 +169,21 @@ async def test_the_newest_episodes_are_taken_and_the_older_ones_are_told_of(tmp_
             f"{SEQUENCE}: older than the newest 5": 15,
             "worker_task: older than the newest 5": 15,
         }
+
+
+async def test_what_is_compared_together_has_a_bound_of_actions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is in hand at once; the newest are taken."""
+    monkeypatch.setattr(data, "_MOST_AT_ONCE", 12)
+    async with opened(tmp_path) as store:
+        for n in range(20):
+            actions = GOOD if n % 2 else BAD
+            await tell(store, task(f"t{n}", actions, target=f"g{n // 2}", group_id=f"g{n // 2}"), seq=n, at_ms=n + 1)
+        await project(store)
+        train, held_out, manifest = await written(store, tmp_path / "data", DPO)
+        assert {row.prompt.splitlines()[0] for row in train + held_out} == {"Target: g8", "Target: g9"}
+        assert manifest.passed_over == {"dpo: older than the newest 4": 16}
 
 
 async def test_a_learn_model_that_fails_loses_its_own_episode_and_no_other(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from worker.episodes.worker_task import ARROW
 from worker.store.port import EpisodeFilter
 from worker.training.episode_records import EpisodeRecords, EpisodesAndRecords, Lived
 from worker.training.exports import DAMAGED, actions_taken
-from worker.training.lora.examples import Gathered, Side, Told
+from worker.training.lora.examples import Gathered, Told
 from worker.training.lora.inputs import LoraConfig
 from worker.training.lora.manifest import LoraManifest, write_data
 
@@ -28,8 +28,8 @@ ModelsOf: TypeAlias = Callable[[str, Sequence[str]], Sequence[LearnModel]]
 
 #: Most text of one training, in characters: it is in hand while the rows are made.
 _MOST_TEXT = 64_000_000
-#: Most episodes that a learn model gets at once, where it looks at several together as preferences do.
-_MOST_AT_ONCE = 5_000
+#: Most actions in hand at once, where a learn model looks at several episodes together as preferences do: about 100 MB.
+_MOST_AT_ONCE = 100_000
 
 
 async def write_training_data(
@@ -51,16 +51,8 @@ async def write_training_data(
     gathering = _Gathering(store, scenario, config, rules)
     for model in models:
         await gathering.take(model)
-    return await asyncio.to_thread(
-        write_data,
-        directory,
-        gathering.sides(),
-        scenario=scenario,
-        config=config,
-        learn_models=[model.name for model in models],
-        passed_over=dict(sorted(gathering.passed_over.items())),
-        excluded=gathering.excluded,
-    )
+    # In a thread, hashes and all: for tens of thousands of rows it takes most of a second, and ingest goes on.
+    return await asyncio.to_thread(gathering.write, directory, [model.name for model in models])
 
 
 class _Gathering:
@@ -72,12 +64,8 @@ class _Gathering:
         self._config = config
         self._rules = rules
         self._gathered = Gathered()
-        self.excluded: list[Excluded] = []
-        self.passed_over: Counter[str] = Counter()
-
-    def sides(self) -> tuple[Side, Side]:
-        """See `Gathered`."""
-        return self._gathered.sides(self._config.producer_share)
+        self._excluded: list[Excluded] = []
+        self._passed_over: Counter[str] = Counter()
 
     async def take(self, model: LearnModel) -> None:
         """The examples of one learn model's newest episodes."""
@@ -85,24 +73,25 @@ class _Gathering:
         # and those that failed too. All others teach what worked.
         together = type(model).convert_batch is not LearnModel.convert_batch
         wanted = EpisodeFilter(learn_model=model.name) if together else _successes(model)
-        most = min(self._config.max_episodes, _MOST_AT_ONCE) if together else self._config.max_episodes
-        newest = [
-            episode
-            async for episode in self._store.episodes(
-                self._scenario, msgspec.structs.replace(wanted, newest_first=True, limit=most)
-            )
-        ]
+        newest, actions = [], 0
+        async for episode in self._store.episodes(
+            self._scenario, msgspec.structs.replace(wanted, newest_first=True, limit=self._config.max_episodes)
+        ):
+            actions += len(episode.actions)
+            if together and newest and actions > _MOST_AT_ONCE:
+                break
+            newest.append(episode)
         await self._count_the_others(model, wanted, taken=len(newest))
         newest.sort(key=lambda episode: (episode.task_id or "", episode.episode_id))
         records = EpisodeRecords(self._store, self._scenario, model, self._rules)
         held: dict[bool, list[Lived]] = {False: [], True: []}
         for episode in newest:
             if self._gathered.text_bytes > _MOST_TEXT:
-                self.passed_over[f"beyond {_MOST_TEXT // 1_000_000} MB of text"] += 1
+                self._passed_over[f"beyond {_MOST_TEXT // 1_000_000} MB of text"] += 1
                 continue
             lived = await records.of(episode)
             if lived.damaged:
-                self.excluded.append(Excluded(episode.episode_id, DAMAGED))
+                self._excluded.append(Excluded(episode.episode_id, DAMAGED))
             elif together:
                 held[self._is_held_out(episode, together=True)].append(lived)
             else:
@@ -111,13 +100,25 @@ class _Gathering:
             if several:  # in a thread: to pair thousands takes its time, and ingest goes on
                 await asyncio.to_thread(self._convert, model, several, held_out=held_out)
 
+    def write(self, directory: Path, learn_models: list[str]) -> tuple[LoraManifest, str]:
+        """Put what was taken into files."""
+        return write_data(
+            directory,
+            self._gathered.sides(self._config.producer_share),
+            scenario=self._scenario,
+            config=self._config,
+            learn_models=learn_models,
+            passed_over=dict(sorted(self._passed_over.items())),
+            excluded=self._excluded,
+        )
+
     async def _count_the_others(self, model: LearnModel, wanted: EpisodeFilter, *, taken: int) -> None:
         all_wanted = await self._store.count_episodes(self._scenario, wanted)
         if all_wanted > taken:
-            self.passed_over[f"{model.name}: older than the newest {taken}"] += all_wanted - taken
+            self._passed_over[f"{model.name}: older than the newest {taken}"] += all_wanted - taken
         of_model = await self._store.count_episodes(self._scenario, EpisodeFilter(learn_model=model.name))
         if of_model > all_wanted:
-            self.passed_over[f"{model.name}: no success"] += of_model - all_wanted
+            self._passed_over[f"{model.name}: no success"] += of_model - all_wanted
 
     def _is_held_out(self, episode: Episode, *, together: bool) -> bool:
         """By session or task, as everywhere; episodes that are compared with one another by their group.
@@ -133,9 +134,9 @@ class _Gathering:
             converted = model.convert_batch([(lived.episode, lived.context) for lived in several])
         except Exception as error:  # noqa: BLE001 - a user's model may raise anything; it loses these episodes only
             reason = f"the learn model failed: {type(error).__name__}: {error}"
-            self.excluded += [Excluded(lived.episode.episode_id, reason) for lived in several]
+            self._excluded += [Excluded(lived.episode.episode_id, reason) for lived in several]
             return
-        self.excluded += converted.excluded
+        self._excluded += converted.excluded
         by_id = {lived.episode.episode_id: lived for lived in several}
         for example in converted.examples:  # one that names no episode counts as the first one's
             lived = by_id.get(example.metadata.episode_id or "", several[0])
