@@ -73,7 +73,8 @@ class _Gathering:
         # and those that failed too. All others teach what worked.
         together = type(model).convert_batch is not LearnModel.convert_batch
         wanted = EpisodeFilter(learn_model=model.name) if together else _successes(model)
-        newest, actions = [], 0
+        newest: list[Episode] = []
+        actions = 0
         async for episode in self._store.episodes(
             self._scenario, msgspec.structs.replace(wanted, newest_first=True, limit=self._config.max_episodes)
         ):
