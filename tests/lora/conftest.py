@@ -6,11 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integration.conftest import command_line, new_worker, nursery  # noqa: F401 - fixtures
 from tests.lora import llama_server
 from tests.lora.made_adapters import AdapterMaker
 from tests.lora.tiny import TinyBase, tiny_base
+
+#: Tests run beside each other already.
+torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the server before any test's clock runs, where it is not in the cache and is needed."""
+    if any(item.get_closest_marker(name) for item in session.items for name in ("lora", "lora_full")):
+        llama_server.llama_server()
 
 
 @pytest.fixture(scope="session")
