@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ from worker.training.lora.inputs import (
     write_lora_input,
 )
 
+#: The trainer as it is, but that it takes its share of the processors: on a busy machine it would wait for minutes.
+PROMPT_TRAINER = (
+    sys.executable, "-P", "-s", "-c",
+    (
+        "import sys; from worker.training import limits, trainer; limits._give_way = lambda: None; "
+        "sys.exit(trainer.main(['--file-mb', '0', *sys.argv[1:]]))"
+    ),
+)  # fmt: skip
 #: What the adapter is to answer, whatever the target.
 WANTED = (AVAILABLE_ACTIONS[2], AVAILABLE_ACTIONS[0], AVAILABLE_ACTIONS[-1])
 
@@ -76,7 +85,7 @@ def write_run(
     """`<place>/run` with everything in it; results are to come into `<place>/out`."""
     run_dir = place / "run"
     run_dir.mkdir(parents=True)
-    (place / "out").mkdir()
+    (place / "out").mkdir(exist_ok=True)
     hashes = {}
     for name, rows in ((TRAIN_FILE, train), (HELD_OUT_FILE, held_out), (MANIFEST_FILE, [])):
         data = b"".join(msgspec.json.encode(row) + b"\n" for row in rows) or b"{}\n" * (name == MANIFEST_FILE)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.unit.training_world import eventually, given_input, write_input
 from worker.training.child import ChildEnd, ChildLauncher, Died, Finished
+from worker.training.trainer import is_out_of_memory
 
 #: What a child needs to leave a result that is accepted.
 GOOD_RESULT = """
@@ -85,6 +86,34 @@ sys.exit(trainer.main(sys.argv[1:]))
     assert isinstance(end, Died)
     assert end.reason == "oom"
     assert "SWARM_TRAINING_MEMORY_MB" in end.detail
+
+
+@pytest.mark.parametrize(
+    "last_words",
+    ["import ctypes; sys.stderr.write('what():  std::bad_alloc'); sys.stderr.flush(); ctypes.CDLL(None).abort()",
+        "sys.stderr.write('cannot allocate memory for thread-local data: ABORT'); sys.exit(127)"],
+)  # fmt: skip
+async def test_a_library_that_finds_no_memory_is_out_of_memory_too(tmp_path: Path, last_words: str) -> None:
+    """torch ends the process where no Python can catch it (seen with limits of 510 to 540 MB)."""
+    end = await run_script(tmp_path, last_words)
+    assert isinstance(end, Died)
+    assert end.reason == "oom"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_is_out_of_memory_by_any_name(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(OSError(2, "No such file"))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ _OUTPUT_LIMIT = 16_000_000
 #: Bytes of standard error that are kept: the last ones.
 _TAIL_LIMIT = 8_192
 _RESULT_LIMIT = 4_000_000
+#: Last words of C and C++ libraries, such as torch's, that find no memory where no Python can catch it.
+_OUT_OF_MEMORY = ("std::bad_alloc", "cannot allocate memory")
 #: How long the pipes may stay open after the end of the child, held by a process that it started.
 _PIPE_SECONDS = 2.0
 
@@ -191,7 +193,7 @@ class ChildLauncher:
         `output_dir` is where the input tells the child to leave model.json and result.json; default: in `run_dir`. It
         is made where it is missing, and keeps what else lies there, such as a checkpoint of an earlier attempt.
         """
-        run_dir, output_dir = await asyncio.to_thread(_cleared, run_dir, output_dir or run_dir)
+        run_dir, output = await asyncio.to_thread(_cleared, run_dir, output_dir or run_dir)
         transport, listener = await asyncio.get_running_loop().subprocess_exec(
             lambda: _Listener(on_progress, on_step),
             *self._command, str(run_dir), "--parent-pid", str(os.getpid()), "--memory-mb", str(self._memory_mb),
@@ -218,8 +220,8 @@ class ChildLauncher:
         if ended_by_us:
             return Died(ended_by_us, listener.tail)
         if code != 0:
-            return Died(_reason(code), listener.tail)
-        return await asyncio.to_thread(_collect, output_dir, listener.tail)
+            return Died(_reason(code, listener.tail), listener.tail)
+        return await asyncio.to_thread(_collect, output, listener.tail)
 
     async def _end(self, pid: int, listener: _Listener, transport: asyncio.SubprocessTransport) -> None:
         """SIGTERM, a grace period, then SIGKILL for the whole process group; returns when nothing of it is left."""
@@ -262,11 +264,12 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def _reason(code: int | None) -> str:
+def _reason(code: int | None, tail: str) -> str:
+    last = tail.rpartition("\n")[2]
     match code:
         case None:
             return "lost: it did not end on SIGKILL"
-        case _ if code == EXIT_OUT_OF_MEMORY:
+        case _ if code == EXIT_OUT_OF_MEMORY or any(words in last for words in _OUT_OF_MEMORY):
             return "oom"
         case _ if code == EXIT_FILE_TOO_LARGE:
             return "file_too_large"

@@ -64,7 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         kind = kind_of(options.run_dir)
         _train(kind, options.run_dir)
-    except MemoryError:
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            sys.stderr.write(f"a file grew beyond {limits.file_mb} MB\n")
+            return EXIT_FILE_TOO_LARGE
+        if not is_out_of_memory(error):
+            raise
         at = f" at {limits.memory_mb} MB" if limits.memory_mb else ""
         cure = "raise SWARM_TRAINING_MEMORY_MB"
         if kind == "lora":
@@ -72,15 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cure = f"{limit}lower SWARM_LORA_BATCH_SIZE or SWARM_LORA_MAX_SEQ_LENGTH"
         sys.stderr.write(f"out of memory{at}; {cure}\n")
         return EXIT_OUT_OF_MEMORY
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    except OSError as error:
-        if error.errno != errno.EFBIG:
-            raise
-        sys.stderr.write(f"a file grew beyond {limits.file_mb} MB\n")
-        return EXIT_FILE_TOO_LARGE
     return 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is one, by any name: in the middle of loading torch it is an ImportError or a thread's."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    words = ("failed to map segment", "Cannot allocate memory", "can't start new thread", "can't allocate memory")
+    return any(each in str(error) for each in (*words, "not enough memory", "out of memory"))
 
 
 def _train(kind: str, run_dir: Path) -> None:

@@ -31,7 +31,6 @@ from worker.training.lora.dpo import dpo_loss
 from worker.training.lora.evaluate import evaluate, passes
 from worker.training.lora.files import files_below, write_peft
 from worker.training.lora.gguf_adapter import write_gguf
-from worker.training.lora.gguf_adapter import write_gguf
 from worker.training.lora.inputs import (
     HELD_OUT_FILE,
     TRAIN_FILE,
@@ -48,21 +47,13 @@ from worker.training.lora.tokens import Encoded, Encoder
 from worker.training.lora.world import joined, leads
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result
 
-#: How torch says that there is no memory left, where it does not raise an error of that name.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-
 
 def train_adapter(run_dir: Path, report: Report) -> None:
     """Train by `input.json` in `run_dir`; leave `adapter/`, `model.json` and, last, `result.json` where it says.
 
-    `ConfigurationError` where a setting makes it impossible, `MemoryError` where the machine is too small.
+    `ConfigurationError` where a setting makes it impossible.
     """
-    try:
-        _Training(run_dir, report).run()
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise MemoryError(str(error)) from error
-        raise
+    _Training(run_dir, report).run()
 
 
 class _Training:
