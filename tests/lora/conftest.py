@@ -1,4 +1,4 @@
-"""What the LoRA tests share: a tiny base model, a real llama-server, and adapters trained once."""
+"""What the LoRA tests share: a tiny base model, a real llama-server, and what makes adapters."""
 
 from __future__ import annotations
 

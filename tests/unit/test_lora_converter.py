@@ -27,7 +27,17 @@ def test_places_are_single_words_whatever_they_are_called(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["convert {base} {adapter}", "convert {base} {adapter} {output} {model}"])
+def test_the_base_may_be_left_out(tmp_path: Path) -> None:
+    assert converter_arguments("convert --base /hf {adapter} {output}", places(tmp_path))[:3] == [
+        "convert",
+        "--base",
+        "/hf",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", ["convert {base} {adapter}", "convert {base} {adapter} {output} {model}", "convert '"]
+)
 def test_a_place_too_few_or_too_many_is_refused(command: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="SWARM_LORA_CONVERTER"):
         converter_arguments(command, places(tmp_path))

@@ -62,7 +62,7 @@ def _gguf_base(settings: Settings) -> Iterator[str]:
     if architecture != _OWN_FORMAT and settings.lora_converter is None:
         yield (
             f"SWARM_LORA_CONVERTER: {base.name} is of architecture {architecture}, and only adapters of llama are "
-            "converted here; set a command, such as llama.cpp's converter, with {base}, {adapter} and {output}"
+            "converted here; set a command, such as llama.cpp's converter, with {adapter} and {output}"
         )
 
 

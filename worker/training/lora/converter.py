@@ -38,8 +38,11 @@ def convert(command: str, places: Mapping[str, Path], *, seconds: float = CONVER
 
 
 def converter_arguments(command: str, places: Mapping[str, Path]) -> list[str]:
-    """The command's words with the places in them; `ConfigurationError` where it leaves one out or names another."""
-    for place in places:
+    """The command's words with the places in them; `ConfigurationError` where one is missing or another is named.
+
+    It may do without {base}: what was trained on may be a GGUF file, and llama.cpp's converter wants its directory.
+    """
+    for place in ("adapter", "output"):
         if f"{{{place}}}" not in command:
             raise ConfigurationError(f"SWARM_LORA_CONVERTER: {{{place}}} is not in it: {command}")
     try:

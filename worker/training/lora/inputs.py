@@ -71,7 +71,7 @@ class LoraSurroundings(Struct, frozen=True, kw_only=True):
 
     output_dir: str  # <lora_output_dir>/<run_id>, absolute: checkpoint/, adapter/, model.json, result.json
     checkpoint_steps: int = 50
-    converter: str | None = None  # a command with {base}, {adapter} and {output}, for a base that is no llama
+    converter: str | None = None  # a command with {adapter}, {output} and maybe {base}, for a base that is no llama
     serving_base: str | None = None  # the GGUF file that llama.cpp serves, which the adapter is checked against
 
 

@@ -117,7 +117,7 @@ def _programs(settings: Settings) -> Iterator[str]:
     if settings.lora_launcher is not None:
         yield from _template("SWARM_LORA_LAUNCHER", settings.lora_launcher, (COMMAND,))
     if settings.lora_converter is not None:
-        yield from _template("SWARM_LORA_CONVERTER", settings.lora_converter, ("{base}", "{adapter}", "{output}"))
+        yield from _template("SWARM_LORA_CONVERTER", settings.lora_converter, ("{adapter}", "{output}"))
     if settings.lora_device == "cuda" and settings.lora_memory_mb:
         yield (
             "SWARM_LORA_MEMORY_MB: CUDA reserves far more address space than it uses, so no limit can hold; "
