@@ -58,7 +58,7 @@ class LoraSettings(BaseSettings):
     )
     lora_converter: str | None = Field(
         None,
-        description="makes the GGUF adapter where the base is no llama: a command with {adapter}, {output}, maybe {base}",
+        description="makes GGUF adapters where the base is no llama: a command with {adapter}, {output}, maybe {base}",
     )
     lora_data_dir: Path | None = Field(None, description="training data of runs; default <data_dir>/lora/data")
     lora_output_dir: Path | None = Field(
