@@ -80,17 +80,22 @@ class LoraSettings(BaseSettings):
         30.0, description="longest wait for requests of the old adapter before it is unloaded"
     )
     llama_url: str = Field("http://127.0.0.1:8080", description="llama-server in router mode")
-    llama_api_key: SecretStr | None = Field(None, description="its --api-key")
+    llama_api_key: SecretStr | None = Field(None, description="its --api-key, and that of servers that we start")
     llama_preset: Path | None = Field(None, description="the --models-preset file of the router, which we write")
     llama_server_path: Path = Field(Path("llama-server"), description="the program, for llama_server and blue_green")
     llama_host: str = Field("127.0.0.1", description="where servers that we start listen")
     llama_port: int = Field(8080, ge=1, le=65535, description="their port; of blue_green's blue one")
     llama_standby_port: int = Field(8081, ge=1, le=65535, description="the port of blue_green's green one")
-    llama_gpu_layers: int = Field(0, ge=0, description="layers on the GPU")
-    llama_ctx_size: int = Field(4096, ge=64, description="context of a server that we start, in tokens")
+    llama_gpu_layers: int = Field(0, ge=0, description="layers on the GPU, of a server that we start")
+    llama_ctx_size: int = Field(4096, ge=64, description="its context in tokens, which its requests share")
     llama_parallel: int = Field(4, ge=1, description="requests that it works on at once")
-    llama_pid_file: Path | None = Field(None, description="default <data_dir>/llama/server.pid")
-    llama_log_file: Path | None = Field(None, description="default <data_dir>/llama/server.log")
+    llama_pid_file: Path | None = Field(
+        None,
+        description="default <data_dir>/llama/server.pid; blue_green's two are server-blue.pid and server-green.pid",
+    )
+    llama_log_file: Path | None = Field(
+        None, description="default <data_dir>/llama/server.log; blue_green's two as with its pid files"
+    )
     vllm_url: str = Field("http://127.0.0.1:8000", description="vLLM with --enable-lora and run-time updating")
     vllm_api_key: SecretStr | None = Field(None, description="its --api-key")
     vllm_models_dir: Path | None = Field(

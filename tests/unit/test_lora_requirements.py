@@ -245,6 +245,7 @@ def test_servers_of_our_own_need_a_program_ports_and_a_single_scenario(
     assert "SWARM_LLAMA_SERVER_PATH" in refusal(given, llama_server_path="no-such-server")
     assert "there are 2 scenarios" in refusal(given, scenarios="a,b")
     assert "SWARM_LLAMA_PORT: 9108" in refusal(given, llama_port=9108)
+    assert "SWARM_DATA_DIR: llama-server splits" in refusal(given, data_dir=tmp_path / "a,b")
     if applicator == "blue_green":
         assert "SWARM_LLAMA_STANDBY_PORT" in refusal(given, llama_port=8081)
 

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
 from worker.models.adapter import decode
 from worker.models.applicators.blue_green import BlueGreenApplicator
+from worker.models.applicators.chosen import lora_applicator
 from worker.models.applicators.llama_server import LlamaServerApplicator
 from worker.models.applicators.own_server import OwnServer, ServerOptions
 from worker.models.applicators.server_state import Pair, ServerState
+from worker.settings import load_settings
 
 KEY = "canary-key"
 ANY = "0.0.0.0"  # noqa: S104 - nothing is bound
@@ -257,6 +260,38 @@ async def test_a_changed_setting_comes_into_force_with_the_next_apply(world: Wor
     await apply(world.switching, one)
     assert world.green.option("--parallel") == "8"
     assert await world.switching.served("S") == one.model.sha256
+
+
+async def test_every_setting_of_our_own_servers_reaches_them(tmp_path: Path) -> None:
+    """And the two of blue_green share neither port nor file."""
+    settings = load_settings(
+        scenarios="S", data_dir=tmp_path, lora_applicator="blue_green", lora_serving_base=tmp_path / "base.gguf",
+        llama_server_path=sys.executable, llama_host="127.0.0.2", llama_port=81, llama_standby_port=82,
+        llama_gpu_layers=7, llama_ctx_size=640, llama_parallel=5, llama_pid_file=tmp_path / "my.pid",
+        llama_log_file=tmp_path / "my.log", llama_api_key=KEY, lora_drain_timeout="9s",
+    )  # fmt: skip
+    (adapter := tmp_path / "adapter.gguf").touch()
+    switching = lora_applicator(settings)
+    assert isinstance(switching, BlueGreenApplicator)
+    assert switching._drain_seconds == 9
+    for (colour, server), port in zip(switching._servers.items(), ("81", "82"), strict=True):
+        command = server.command("S@1", adapter)
+        assert command[0] == sys.executable
+        given = dict(pairwise(command))
+        expected = {"--model": str(tmp_path / "base.gguf"), "--host": "127.0.0.2", "--port": port, "--parallel": "5"}
+        expected |= {"--ctx-size": "640", "--n-gpu-layers": "7"}
+        assert {name: given[name] for name in expected} == expected
+        assert server._environment()["LLAMA_API_KEY"] == KEY
+        assert server._process.pid_file == tmp_path / f"my-{colour}.pid"
+        assert server._process.log_file == tmp_path / f"my-{colour}.log"
+    without = ("llama_pid_file", "llama_log_file", "llama_api_key")
+    restarting = lora_applicator(
+        settings.model_copy(update=dict.fromkeys(without) | {"lora_applicator": "llama_server"})
+    )
+    assert isinstance(restarting, LlamaServerApplicator)
+    assert restarting._server._process.pid_file == tmp_path / "llama/server.pid"
+    assert restarting._server._process.log_file == tmp_path / "llama/server.log"
+    assert "LLAMA_API_KEY" not in restarting._server._environment()
 
 
 async def test_a_wildcard_host_is_asked_at_loopback_and_named_by_the_machine(tmp_path: Path) -> None:

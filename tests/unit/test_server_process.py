@@ -213,3 +213,33 @@ def cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
+
+
+def test_a_container_whose_first_process_is_the_worker_keeps_no_dead_server(tmp_path: Path) -> None:
+    """There the worker inherits the server, and a process that nobody waits for stays in the table for ever."""
+    program = """
+import asyncio, ctypes, os, sys
+from pathlib import Path
+from worker.models.applicators.server_process import ServerProcess
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: inherit as the first process does
+os.getpid = lambda: 1
+
+async def main() -> None:
+    process = ServerProcess(pid_file=Path(sys.argv[1]), log_file=Path(sys.argv[2]))
+    for command in (["true"], ["sleep", "60"]):
+        await process.start(command, {"PATH": os.environ["PATH"]})
+        await process.stop(grace=5)
+        async with asyncio.timeout(10):
+            while True:
+                await process.running()
+                try:
+                    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                except ChildProcessError:
+                    break
+                await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+    files = [str(tmp_path / "server.pid"), str(tmp_path / "server.log")]
+    subprocess.run([sys.executable, "-c", program, *files], check=True, timeout=50)

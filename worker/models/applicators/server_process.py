@@ -50,6 +50,7 @@ class ServerProcess:
         self.pid_file = pid_file.absolute()
         self.log_file = log_file.absolute()
         self._log_start = 0
+        self._started: int | None = None
 
     async def running(self) -> Running | None:
         """The process that runs now. Raises `ApplyFailed` where that cannot be told."""
@@ -77,6 +78,7 @@ class ServerProcess:
                 await launcher.wait()
         if launcher.returncode != 0:
             raise ApplyFailed(f"{command[0]} cannot be started: {reason.decode(errors='replace').strip()}")
+        self._started = await asyncio.to_thread(self._written)
         log.info("server_started", program=command[0], pid_file=str(self.pid_file), log_file=str(self.log_file))
 
     async def stop(self, *, grace: float) -> None:
@@ -164,7 +166,27 @@ class ServerProcess:
         else:
             if clear:
                 os.ftruncate(descriptor, 0)
+            self._bury()
             return None
+        finally:
+            os.close(descriptor)
+
+    def _bury(self) -> None:
+        """As a container's first process we inherit what others leave behind, and hold its place until we look."""
+        if self._started is None or os.getpid() != 1:
+            return
+        try:
+            buried, _ = os.waitpid(self._started, os.WNOHANG)
+        except ChildProcessError:
+            self._started = None
+        else:
+            self._started = None if buried else self._started  # it drops its lock before it has ended
+
+    def _written(self) -> int | None:
+        """The pid in the file, of a process that may have ended already."""
+        descriptor = os.open(self.pid_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return self._read(descriptor).pid
         finally:
             os.close(descriptor)
 
