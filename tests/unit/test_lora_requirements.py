@@ -273,3 +273,30 @@ def test_an_applicator_of_ones_own_needs_none_of_the_settings(flags: dict[str, A
     builder = WorkerBuilder(load_settings(**flags, lora_applicator="llama_router"))
 
     builder.applicator(NoopApplicator(), "lora").build()
+
+
+@pytest.mark.parametrize(
+    ("mode", "trained", "served"),
+    [
+        ("offline", ["offline"], {"offline": "files"}),
+        ("lora", ["lora"], {"offline": "files", "lora": "noop"}),
+        ("full", ["offline", "lora"], {"offline": "files", "lora": "noop"}),
+    ],
+)
+async def test_a_mode_trains_its_kinds_in_order_and_offline_models_stay_served(
+    flags: dict[str, Any], mode: str, trained: list[str], served: dict[str, str]
+) -> None:
+    worker = WorkerBuilder(load_settings(**{**flags, "processor_mode": mode}, lora_applicator="noop")).build()
+    parts = worker._assemble(worker)
+    assert parts.runs.kinds == trained
+    assert {kind: applicator.name for kind, applicator in parts.applicators.items()} == served
+    assert parts.applier.kinds == list(served)
+
+
+async def test_the_router_finds_a_preset_to_start_with(flags: dict[str, Any], tmp_path: Path) -> None:
+    """llama-server does not start without the file."""
+    given = {**flags, "lora_applicator": "llama_router", "lora_serving_base": gguf(tmp_path / "base.gguf")}
+    worker = WorkerBuilder(load_settings(**given, llama_preset=tmp_path / "preset.ini")).build()
+    assert not (tmp_path / "preset.ini").exists()
+    worker._assemble(worker)
+    assert (tmp_path / "preset.ini").is_file()
