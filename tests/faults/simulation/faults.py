@@ -41,6 +41,8 @@ class Faults:
     trainings: deque[TrainingEnd] = field(default_factory=deque)
     #: How many of the next acknowledgements never reach the broker.
     lost_acks: int = 0
+    #: The server of adapters refuses and forgets.
+    server_unsteady: bool = True
     fired: dict[str, int] = field(default_factory=dict)
 
     def note(self, what: str) -> None:
@@ -79,3 +81,4 @@ class Faults:
         self.publishes.clear()
         self.trainings.clear()
         self.lost_acks = 0
+        self.server_unsteady = False

@@ -7,7 +7,7 @@ that dies or freezes before leaves it undone, or does it when it thaws: the zomb
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from tests.faults.simulation.faults import Faults
@@ -15,7 +15,7 @@ from tests.faults.simulation.loop import SimulatedLoop
 from tests.faults.simulation.process import Process
 from worker.errors import StoreUnavailable
 from worker.store.memory import MemoryStore
-from worker.store.port import Store
+from worker.store.port import DamagedRow, Store
 
 #: Calls that change something: a process may die around these.
 WRITES = frozenset(
@@ -75,6 +75,11 @@ class FaultyStore:
             return 0
         method = self._store.end_leases_of_the_dead
         return cast("int", await self._send("end_leases_of_the_dead", method, (owner,), {}))
+
+    @property
+    def damage(self) -> Sequence[DamagedRow]:
+        """Known without a call."""
+        return self._store.damage
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import product
 from typing import Any
 
 from tests.faults.simulation.faulty_store import at_once
@@ -18,13 +19,14 @@ from worker.client.following import LiveModel
 from worker.learning.counts import BucketedCounts
 from worker.models.files import ModelFiles
 from worker.projector.item import project_item
-from worker.store.port import OutboxEvent, StoredRecord
+from worker.store.port import ModelKind, OutboxEvent, StoredRecord, alias_of
 from worker.wire.codec import record_to_json
 from worker.wire.commands import COMMANDS, decode_reply
 from worker.wire.events import decode_event, event_id
 from worker.wire.names import LEARNING_EXCHANGE
 from worker.wire.records import ActionRecord, LearnStatsRecord
 
+KINDS: tuple[ModelKind, ...] = ("offline", "lora")
 _RUN_EVENTS = {"trained": "learning.trained", "failed": "learning.failed", "skipped": "learning.skipped"}
 
 
@@ -176,13 +178,19 @@ class Invariants:
             versions = [model.version for model in models if model.scenario == scenario]
             assert versions == list(range(1, len(versions) + 1)), versions
         for scenario, aliases in self._store._aliases.items():
-            champion = aliases.get("champion")
-            verified = {
-                row.model_id
-                for row in self._store._deployments.values()
-                if row.scenario == scenario and row.state == "verified"
-            }
-            assert (champion in verified) if champion else not verified, (scenario, champion, verified)
+            for alias, model_id in aliases.items():
+                model = self._store._models[model_id]
+                assert alias.startswith("lora-") == (model.kind == "lora"), (alias, model)
+            for kind in KINDS:
+                champion = aliases.get(alias_of("champion", kind))
+                verified = {
+                    row.model_id
+                    for row in self._store._deployments.values()
+                    if row.scenario == scenario
+                    and row.state == "verified"
+                    and self._store._models[row.model_id].kind == kind
+                }
+                assert (champion in verified) if champion else not verified, (scenario, kind, champion, verified)
 
     def _events_agree_with_the_state(self) -> None:
         """I5: an event for each end of a run and a deployment, committed with it, and no other."""
@@ -273,6 +281,9 @@ class Invariants:
         now_ms = max([world.now_ms(), *(node.clock.now_ms() for node in world.nodes.values())])
         pending = at_once(store.pending(now_ms=now_ms, idle_ms=round(IDLE * 1000), limit=1000))
         found += [f"{len(pending)} items to project"] if pending else []
+        for scenario, kind in product(SCENARIOS, KINDS):
+            served, live = self._served_and_live(scenario, kind)
+            found += [] if served == live else [f"{served} is served in {scenario}, {live} is live"]
         open_tasks = sum(store._state.copy_of_facts(scenario).open_tasks for scenario in SCENARIOS)
         return found + ([f"{open_tasks} open tasks"] if open_tasks else [])
 
@@ -285,13 +296,17 @@ class Invariants:
         for scenario in SCENARIOS:
             for alias, model_id in self._store._aliases.get(scenario, {}).items():
                 assert files.read(self._store._models[model_id]), alias
-            champion = self._store._aliases.get(scenario, {}).get("champion")
-            served = at_once(self._world.applicator.served(scenario))
-            live = None if champion is None else self._store._models[champion].sha256
-            assert served == live, f"{served} is served in {scenario}, {live} is live"
+            for kind in KINDS:
+                served, live = self._served_and_live(scenario, kind)
+                assert served == live, f"{served} is served in {scenario}, {live} is live"
             self._projections_equal_a_recompute(scenario)
         if len(self._world.workers) == 1:
             self._subscribers_know_what_is_live()
+
+    def _served_and_live(self, scenario: str, kind: ModelKind) -> tuple[str | None, str | None]:
+        champion = self._store._aliases.get(scenario, {}).get(alias_of("champion", kind))
+        live = None if champion is None else self._store._models[champion].sha256
+        return self._world.applicators[kind]._served.get(scenario), live
 
     def _subscribers_know_what_is_live(self) -> None:
         """One relay keeps the order of the outbox, so who drops copies knows the live model in the end."""

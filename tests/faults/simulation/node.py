@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.faults.simulation.faulty_store import FaultyStore, Witness
 from tests.faults.simulation.loop import SimulatedLoop
 from tests.faults.simulation.network import SimulatedControl, SimulatedPublisher, SimulatedSubscriber
 from tests.faults.simulation.process import Process, SimulatedClock
-from tests.faults.simulation.trainer import ScriptedTrainer
+from tests.faults.simulation.trainer import ScriptedAdapterTrainer, ScriptedTrainer
 from worker.broker.memory import MemoryBroker
 from worker.broker.port import Delivery
 from worker.clock import Clock
@@ -41,10 +41,14 @@ from worker.sink.batcher import Limits
 from worker.sink.sink import Sink
 from worker.sink.trial import Trial
 from worker.store.memory import MemoryStore
+from worker.store.port import ModelKind
 from worker.store.retention import Retention
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import TrainingConfig
+from worker.training.lora.inputs import LoraConfig
+from worker.training.lora.recipe import LoraPlan, lora_recipe
 from worker.training.offline import offline_recipe
+from worker.training.recipe import Recipe
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 from worker.training.trigger_book import TriggerBook
@@ -111,7 +115,7 @@ class Node:
         witness: Witness,
         alone: bool,
         data_dir: Path,
-        applicator: NoopApplicator,
+        applicators: Mapping[ModelKind, NoopApplicator],
         clock_offset_ms: Callable[[], int],
         sink: type[Sink] = Sink,
     ) -> None:
@@ -120,7 +124,7 @@ class Node:
         self._loop = loop
         self._broker = broker
         self._faults = faults
-        self._applicator = applicator
+        self._applicators = applicators
         self._data_dir = data_dir
         self._sink_type = sink
         self.clock: Clock = SimulatedClock(loop.time, clock_offset_ms)
@@ -187,7 +191,7 @@ class Node:
         applier = Applier(
             store=store,
             registry=registry,
-            applicators={"offline": self._applicator},
+            applicators=self._applicators,
             announcer=announcer,
             clock=clock,
             mode_of=lambda name: "auto" if name == "auto" else "manual",
@@ -196,16 +200,24 @@ class Node:
             new_id=self._new_deployment_id,
         )
         book = TriggerBook(store)
-        recipe = offline_recipe(
-            store, registry, config=_CONFIG, launcher=ScriptedTrainer(faults, process), runs_dir=self._data_dir / "runs"
-        )
+        plan = LoraPlan(
+            config=LoraConfig(base_model="tiny"), models_of=lambda _, __: MODELS, rules_of=lambda _: RULES,
+            runs_dir=self._data_dir / "lora/data", outputs_dir=self._data_dir / "lora/adapters", checkpoint_steps=50,
+        )  # fmt: skip
+        recipes: dict[ModelKind, Recipe] = {
+            "offline": offline_recipe(
+                store, registry, config=_CONFIG, launcher=ScriptedTrainer(faults, process),
+                runs_dir=self._data_dir / "runs",
+            ),
+            "lora": lora_recipe(store, registry, plan, ScriptedAdapterTrainer(faults, process)),
+        }  # fmt: skip
         tools = Tools(
             store=store,
             book=book,
             registry=registry,
             announcer=announcer,
             clock=clock,
-            recipes={"offline": recipe},
+            recipes=recipes,
             owner=f"{process.name}.{worker.boot_id}",
             timing=Timing(lease_ttl=LEASE_TTL, renew=LEASE_TTL / 3, first_backoff=2.0),
         )
@@ -248,7 +260,7 @@ class Node:
         )
         return Parts(
             store=store,
-            applicators={"offline": self._applicator},
+            applicators=self._applicators,
             sessions=(),
             inbox=inbox,
             subscribers=cast("Any", subscribers),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.simulation.faults import Faults, TrainingEnd
 from tests.faults.simulation.process import Process
+from tests.unit.scripted_adapter import make_adapter
 from worker.learning.offline_model import OfflineModel, encode
 from worker.learning.validation import Verdict
 from worker.training.child import ChildEnd, ChildLauncher, Died, Finished, OnProgress, OnStep
 from worker.training.inputs import read_input
+from worker.training.lora.inputs import read_lora_input
 from worker.training.results import TrainingResult
 
 #: Longest a training takes that ends by itself, in s: now and then longer than a lease lives without its renewal.
@@ -62,23 +65,43 @@ class ScriptedTrainer(ChildLauncher):
         return self._finished(end, run_dir)
 
     def _finished(self, end: TrainingEnd, run_dir: Path) -> Finished:
-        given, input_sha256 = read_input(run_dir)
-        run_id = "another" if end == "another_run" else given.run_id
+        run_id, input_sha256, learn = self._learner(run_dir)
+        if end == "another_run":
+            run_id = "another"
         if end == "nothing":
             result = TrainingResult(
                 run_id=run_id, outcome="nothing", reason="too few episodes", input_sha256=input_sha256
             )
             return Finished(result, None)
-        model = OfflineModel(
-            scenario=given.analysis.scenario,
-            analyzed_sessions=given.facts.sessions,
-            analyzed_episodes=given.facts.episodes,
-            window=given.analysis.window,
-        )
-        content = encode(model)
+        content = learn()
         verdict = Verdict(verdict="rejected" if end == "rejected" else "blessed", reasons=["as planned"])
         result = TrainingResult(
             run_id=run_id, outcome="model", model_sha256=hashlib.sha256(content).hexdigest(), gate=verdict,
             input_sha256=input_sha256,
         )  # fmt: skip
         return Finished(result, content)
+
+    def _learner(self, run_dir: Path) -> tuple[str, str, Callable[[], bytes]]:
+        given, input_sha256 = read_input(run_dir)
+        model = OfflineModel(
+            scenario=given.analysis.scenario,
+            analyzed_sessions=given.facts.sessions,
+            analyzed_episodes=given.facts.episodes,
+            window=given.analysis.window,
+        )
+        return given.run_id, input_sha256, lambda: encode(model)
+
+
+class ScriptedAdapterTrainer(ScriptedTrainer):
+    """The same of an adapter, with files that say what data it was trained on."""
+
+    def _learner(self, run_dir: Path) -> tuple[str, str, Callable[[], bytes]]:
+        given, input_sha256 = read_lora_input(run_dir)
+
+        def learn() -> bytes:
+            return make_adapter(
+                Path(given.surroundings.output_dir), scenario=given.scenario, data_sha256=given.manifest_sha256,
+                text=given.train_sha256,
+            )  # fmt: skip
+
+        return given.run_id, input_sha256, learn

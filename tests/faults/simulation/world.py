@@ -16,6 +16,7 @@ from tests.faults.simulation.faulty_store import at_once
 from tests.faults.simulation.loop import SimulatedLoop
 from tests.faults.simulation.node import SCENARIOS, Node
 from tests.faults.simulation.process import START_MS, Life, Process
+from tests.faults.simulation.server import UnsteadyServer
 from tests.faults.simulation.traffic import Kind, Sent, Traffic
 from worker.broker.memory import MemoryBroker
 from worker.broker.port import OutgoingMessage
@@ -24,6 +25,7 @@ from worker.errors import StoreUnavailable
 from worker.models.applicators.noop import NoopApplicator
 from worker.sink.sink import Sink
 from worker.store.memory import MemoryStore
+from worker.store.port import ModelKind
 from worker.wire.commands import Args, Command, encode_command, routing_key_for
 from worker.wire.names import CONTROL_EXCHANGE, RECORDS_EXCHANGE
 
@@ -74,7 +76,10 @@ class World:
         self.commands: dict[str, OutgoingMessage] = {}
         self.boots = 0
         self._sink = sink
-        self.applicator = NoopApplicator()
+        self.applicators: dict[ModelKind, NoopApplicator] = {
+            "offline": NoopApplicator(),
+            "lora": UnsteadyServer(self.faults),
+        }
         self._offsets_ms: dict[str, int] = {}
         self._furthest_ms = 0
         self._nodes_ever: list[Node] = []
@@ -127,7 +132,7 @@ class World:
             witness=self._saw,
             alone=len(self.workers) == 1,
             data_dir=self.data_dir,
-            applicator=self.applicator,
+            applicators=self.applicators,
             clock_offset_ms=lambda: self._offsets_ms.get(name, 0),
             sink=self._sink,
         )
