@@ -19,6 +19,7 @@ from worker.broker.private_server import free_port
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
 from worker.models.adapter import decode
+from worker.models.applicators import inference_client
 from worker.models.applicators.blue_green import BlueGreenApplicator
 from worker.models.applicators.chosen import lora_applicator
 from worker.models.applicators.llama_server import LlamaServerApplicator
@@ -116,6 +117,26 @@ async def test_an_adapter_that_somebody_scaled_away_is_seen_and_brought_back(wor
         assert await answer.json() == {"success": True}
     assert await applicator.served("S") is None
     await apply(applicator, one)
+    assert await applicator.served("S") == one.model.sha256
+
+
+@pytest.mark.parametrize("which", ["restarting", "switching"])
+async def test_a_server_that_hangs_is_replaced_by_the_next_apply(
+    world: World, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is alive and lists its adapter; no answer comes."""
+    monkeypatch.setattr(inference_client, "_COMPLETION_SECONDS", 0.2)
+    applicator = getattr(world, which)
+    applicator._drain_seconds = 0.1
+    one = register(world.data_dir, 1)
+    await apply(applicator, one)
+    world.blue.go_on.clear()
+    with pytest.raises(ApplyFailed, match="did not answer"):
+        await applicator.served("S")
+    swap = asyncio.create_task(apply(applicator, one))
+    await until(lambda: world.blue.starts + world.green.starts == 2)
+    world.blue.go_on.set()
+    await swap
     assert await applicator.served("S") == one.model.sha256
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -111,6 +112,16 @@ async def test_a_pid_that_another_program_got_is_left_alone(process: ServerProce
     finally:
         other.kill()
         other.wait()
+
+
+async def test_who_looks_is_not_taken_for_the_server_by_another_who_looks(process: ServerProcess) -> None:
+    """A status and an apply may ask at the same moment."""
+    await process.start(WAITS, {})
+    await process.stop(grace=10)
+    with process.pid_file.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert process.pid_file.read_text()
+        assert await process.running() is None
 
 
 async def test_a_second_one_is_not_started_beside_it(process: ServerProcess) -> None:

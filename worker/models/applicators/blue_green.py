@@ -66,10 +66,11 @@ class BlueGreenApplicator:
         file = adapter_directory(model) / GGUF_FILE
         try:
             pair = await self.state(model.scenario)
-            answers = await self._answers(pair.active, self._command(pair.active, name, file), adapter)
+            active = self._servers[pair.active]
+            answers = await active.holds(active.command(name, file), adapter)
             if answers is None:
                 self._pair = pair.starting()
-                answers = await self._start(pair.standby, self._command(pair.standby, name, file), adapter)
+                answers = await self._start(pair.standby, name, file, adapter)
                 pair = self._pair = self._pair.switched()
             endpoint = Endpoint(url=self._servers[pair.active].url, model=name)
             await asyncio.to_thread(self._documents.write, model, content, endpoint)
@@ -98,17 +99,10 @@ class BlueGreenApplicator:
         for server in self._servers.values():
             await server.close()
 
-    def _command(self, colour: Colour, name: str, file: Path) -> list[str]:
-        return self._servers[colour].command(name, file)
-
-    async def _answers(self, colour: Colour, command: list[str], adapter: AdapterModel) -> ProbeResult | None:
-        """Of a server that serves the adapter already, as it should; else None."""
-        answers = await self._servers[colour].serves(command, adapter)
-        return answers if answers is not None and answers.served else None
-
-    async def _start(self, colour: Colour, command: list[str], adapter: AdapterModel) -> ProbeResult:
+    async def _start(self, colour: Colour, name: str, file: Path, adapter: AdapterModel) -> ProbeResult:
         """Raises `ApplyFailed` where the adapter is no good; its server is stopped then."""
         server = self._servers[colour]
+        command = server.command(name, file)
         if await server.runs() != command:  # else an earlier life of ours started it and got no further
             await self._end(colour)
         try:

@@ -43,8 +43,8 @@ class LlamaServerApplicator:
     async def apply(self, model: Model, content: bytes) -> str:
         name, adapter = section_name(model.scenario, model.version), decoded(model, content)
         command = self._server.command(name, adapter_directory(model) / GGUF_FILE)
-        answers = await self._server.serves(command, adapter)
-        if answers is None or not answers.served:
+        answers = await self._server.holds(command, adapter)
+        if answers is None:
             answers = await self._exchange(command, adapter)
         endpoint = Endpoint(url=self._server.url, model=name)
         await asyncio.to_thread(self._documents.write, model, content, endpoint)

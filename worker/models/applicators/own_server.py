@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from worker import crash
 from worker.errors import ApplyFailed
 from worker.models.adapter import AdapterModel, decode
-from worker.models.applicators.inference_client import ServerRefused
+from worker.models.applicators.inference_client import ServerRefused, ServerUnreachable
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.probe import ProbeResult, probe
 from worker.models.applicators.server_process import ServerProcess
@@ -86,7 +86,8 @@ class OwnServer:
         return [
             _found(options.program), "--model", str(options.base.absolute()), "--lora", str(adapter), "--alias", name,
             "--host", options.host, "--port", str(self._port), "--ctx-size", str(options.context_size),
-            "--parallel", str(options.parallel), "--n-gpu-layers", str(options.gpu_layers), "--slots", "--no-ui",
+            "--parallel", str(options.parallel), "--n-gpu-layers", str(options.gpu_layers), "--slots",
+            "--no-webui",  # a program for people, for which nobody asked
             "--log-verbosity", "2",  # warnings and errors: the information of each request would fill the disk
         ]  # fmt: skip
 
@@ -100,6 +101,15 @@ class OwnServer:
         if await self.runs() != command or not await self.client.healthy() or not await self._in_force(command):
             return None
         return await probe(self.client, adapter, None)
+
+    async def holds(self, command: list[str], adapter: AdapterModel) -> ProbeResult | None:
+        """`serves`, for who would replace it: None too where it answers in another way, or hangs."""
+        try:
+            answers = await self.serves(command, adapter)
+        except (ServerUnreachable, ServerRefused) as error:
+            log.warning("server_does_not_answer", server=self.client.shown, error=str(error))
+            return None
+        return answers if answers is not None and answers.served else None
 
     async def bring(self, command: list[str], adapter: AdapterModel) -> ProbeResult:
         """Start it so, unless it runs so, and see it answer as the adapter does. Another must have been stopped.

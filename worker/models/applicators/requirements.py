@@ -89,7 +89,7 @@ def _own_servers(settings: Settings) -> Iterator[str]:
             "scenarios; use llama_router or vllm, or a worker for each"
         )
     if "," in str(settings.data_dir.absolute()):
-        yield f"SWARM_DATA_DIR: llama-server splits adapters' paths at commas, as in {settings.data_dir}; choose another"
+        yield f"SWARM_DATA_DIR: llama-server splits paths of adapters at commas: {settings.data_dir}; choose another"
     if chosen == "blue_green" and settings.llama_port == settings.llama_standby_port:
         yield f"SWARM_LLAMA_STANDBY_PORT: {settings.llama_standby_port} is SWARM_LLAMA_PORT too; choose another"
     ports = {"SWARM_LLAMA_PORT": settings.llama_port}

@@ -160,7 +160,8 @@ class ServerProcess:
         except OSError as error:
             raise ApplyFailed(f"{self.pid_file} (SWARM_LLAMA_PID_FILE) cannot be opened: {error}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared, so that two who look at once do not take each other for the server.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return self._read(descriptor)
         else:
