@@ -15,7 +15,7 @@ from worker.errors import ApplyFailed
 from worker.learning.validation import Verdict
 from worker.models.announce import Announcer
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applier
+from worker.models.applier import Applier, NoPrevious
 from worker.models.files import ModelFiles
 from worker.models.health_window import HealthWindow
 from worker.models.registry import Registry
@@ -118,3 +118,41 @@ async def test_a_rollback_is_not_watched(tmp_path: Path) -> None:
         await watched.rollback("S", by="anna", kind="lora")
         assert (await store.aliases("S"))["lora-champion"] == one.model_id
         assert applicator.looks == 1
+
+
+async def test_a_rollback_within_the_window_gives_the_new_adapter_up_and_goes_no_further_back(tmp_path: Path) -> None:
+    """Whoever sees that it is bad does not wait for the window's end, and means the adapter before it."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), NoopApplicator()
+        first, second, third = [await registered(store, registry, tmp_path / "data", n) for n in (1, 2, 3)]
+        for model in (first, second):
+            await applier_over(store, registry, applicator, 0.01).apply(model, by="trigger")
+        applier = applier_over(store, registry, applicator, 600)
+        applying = asyncio.create_task(applier.apply(third, by="trigger"))
+        while await applicator.served("S") != third.sha256:  # noqa: ASYNC110 - it serves what it is told
+            await asyncio.sleep(0)
+        back = await asyncio.wait_for(applier.rollback("S", by="anna"), 5)
+        assert (back.model_id, back.previous_model_id) == (second.model_id, third.model_id)
+        with pytest.raises(ApplyFailed, match="version 3 was given up in its health window by anna"):
+            await applying
+        assert await states(store) == [
+            (third.model_id, "failed"), (second.model_id, "verified"), (first.model_id, "verified"),
+        ]  # fmt: skip
+        assert await applicator.served("S") == second.sha256
+        assert (await store.aliases("S"))["lora-champion"] == second.model_id
+
+
+async def test_a_first_adapter_that_is_given_up_leaves_none(tmp_path: Path) -> None:
+    """There is nothing to go back to, and the answer says so."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), NoopApplicator()
+        only = await registered(store, registry, tmp_path / "data", 1)
+        applier = applier_over(store, registry, applicator, 600)
+        applying = asyncio.create_task(applier.apply(only, by="trigger"))
+        while await applicator.served("S") is None:  # noqa: ASYNC110 - it serves what it is told
+            await asyncio.sleep(0)
+        with pytest.raises(NoPrevious, match="no adapter was live before it"):
+            await asyncio.wait_for(applier.rollback("S", by="anna", kind="lora"), 5)
+        with pytest.raises(ApplyFailed):
+            await applying
+        assert await applicator.served("S") is None

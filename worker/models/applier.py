@@ -153,8 +153,11 @@ class Applier:
     ) -> Applied:
         """Go back to the model that was live before, or to an earlier one. Raises `NoPrevious`, `ApplyFailed`.
 
-        Without `kind` and `to`: of the kind that was changed last.
+        Without `kind` and `to`: of the kind that was changed last. An adapter that is still in its health window is
+        given up by it: what was live before is live again, and nothing earlier.
         """
+        if to is None and kind in (None, "lora") and (back := await self._give_up(scenario, by)) is not None:
+            return back
         kind = to.kind if to is not None else kind or await self._changed_last(scenario)
         async with self._turns[scenario, kind]:
             ids = await self.history(scenario, kind)
@@ -168,6 +171,18 @@ class Applier:
                 )
             model = await self._registry.get(target)
             return await self._deploy(self._new(model, ids[0], "rollback", by=by, forced=False), model)
+
+    async def _give_up(self, scenario: str, by: str) -> Applied | None:
+        watched = None if self._health_window is None else self._health_window.give_up(scenario, by)
+        if watched is None:
+            return None
+        async with self._turns[scenario, watched.kind]:  # until the way back is gone
+            live = await self._registry.champion(scenario, watched.kind)
+        if live is None:
+            raise NoPrevious(f"version {watched.version} of {scenario} was given up; no adapter was live before it")
+        rows = await self._store.deployments(scenario, kind=watched.kind, limit=_LOG_ROWS)
+        given_up = next(row for row in rows if row.model_id == watched.model_id)
+        return Applied(live.model_id, watched.model_id, given_up.deployment_id, live.kind, given_up.detail)
 
     async def _changed_last(self, scenario: str) -> ModelKind:
         for row in await self._store.deployments(scenario, limit=_LOG_ROWS):

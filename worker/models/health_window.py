@@ -7,9 +7,10 @@ watches again, and a server that does not stay well gets the model before it bac
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Final
 
-from worker.clock import Clock
+from worker.clock import Clock, sleep_unless
 from worker.errors import ApplyFailed
 from worker.models.applicators.port import Applicator
 from worker.store.port import Model
@@ -17,6 +18,13 @@ from worker.store.port import Model
 #: Looks in a row without an answer that are forgiven: a server that is busy is not a server that is broken.
 _FORGIVEN: Final = 2
 _MOST_SECONDS_BETWEEN: Final = 5.0
+
+
+@dataclass(slots=True)
+class _Watched:
+    model: Model
+    given_up_by: str = ""
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class HealthWindow:
@@ -27,13 +35,33 @@ class HealthWindow:
         self._seconds = seconds
         self._clock = clock
         self._every = min(_MOST_SECONDS_BETWEEN, seconds / 10)
+        self._watched: dict[str, _Watched] = {}
+
+    def give_up(self, scenario: str, by: str) -> Model | None:
+        """End the watch of a scenario's model as failed, since somebody says so; the model, None where none is."""
+        watched = self._watched.get(scenario)
+        if watched is None:
+            return None
+        watched.given_up_by = by
+        watched.given_up.set()
+        return watched.model
 
     async def watch(self, applicator: Applicator, model: Model) -> None:
         """Look again and again what is served. Returns at the window's end; raises `ApplyFailed` before, or then."""
+        watched = self._watched[model.scenario] = _Watched(model)
+        try:
+            await self._watch(applicator, watched)
+        finally:
+            del self._watched[model.scenario]
+
+    async def _watch(self, applicator: Applicator, watched: _Watched) -> None:
+        model = watched.model
         end = self._clock.monotonic() + self._seconds
         unanswered = 0
         while self._clock.monotonic() < end or unanswered:
-            await asyncio.sleep(self._every)
+            await sleep_unless(watched.given_up, self._every)
+            if watched.given_up.is_set():
+                raise ApplyFailed(f"version {model.version} was given up in its health window by {watched.given_up_by}")
             try:
                 served = await applicator.served(model.scenario)
             except ApplyFailed as error:
