@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.training_world import eventually, given_input, write_input
 from worker.training.child import ChildEnd, ChildLauncher, Died, Finished
-from worker.training.trainer import is_out_of_memory
+from worker.training.trainer import is_disk_full, is_out_of_memory
 
 #: What a child needs to leave a result that is accepted.
 GOOD_RESULT = """
@@ -86,6 +86,39 @@ sys.exit(trainer.main(sys.argv[1:]))
     assert isinstance(end, Died)
     assert end.reason == "oom"
     assert "SWARM_TRAINING_MEMORY_MB" in end.detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "function", "setting"),
+    [
+        ("offline", "worker.training.analysis", "train_in", "SWARM_DATA_DIR"),
+        ("lora", "worker.training.lora.train", "train_adapter", "SWARM_LORA_OUTPUT_DIR"),
+    ],
+)
+async def test_a_child_that_finds_no_room_on_the_disk_says_so(
+    tmp_path: Path, kind: str, module: str, function: str, setting: str
+) -> None:
+    """It said `exit:1` and the last line of a trace, with no cure."""
+    script = f"""
+import errno, types, worker.training.trainer as trainer
+(run / "input.json").write_text('{{"kind": "{kind}"}}')
+def full(run_dir, report):
+    raise OSError(errno.ENOSPC, "No space left on device")
+sys.modules["{module}"] = types.SimpleNamespace({function}=full)
+sys.exit(trainer.main(sys.argv[1:]))
+"""
+    end = await run_script(tmp_path, script)
+    assert isinstance(end, Died)
+    assert end.reason == "disk_full"
+    assert "free space" in end.detail
+    assert setting in end.detail
+
+
+def test_a_full_disk_is_known_by_the_names_that_libraries_give_it() -> None:
+    """safetensors has an error of its own."""
+    assert is_disk_full(OSError(122, "Disk quota exceeded"))
+    assert is_disk_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_disk_full(OSError(2, "No such file"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from worker import crash
 from worker.durable import make_private_directory, read_file
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.files import MODEL_LIMIT
-from worker.training.limits import EXIT_FILE_TOO_LARGE, EXIT_OUT_OF_MEMORY
+from worker.training.limits import EXIT_DISK_FULL, EXIT_FILE_TOO_LARGE, EXIT_OUT_OF_MEMORY
 from worker.training.results import RESULT_FILE, TrainingResult, decode_result
 
 log = structlog.get_logger(__name__)
@@ -273,6 +273,8 @@ def _reason(code: int | None, tail: str) -> str:
             return "oom"
         case _ if code == EXIT_FILE_TOO_LARGE:
             return "file_too_large"
+        case _ if code == EXIT_DISK_FULL:
+            return "disk_full"
         case _ if code < 0:
             return f"signal:{-code}"
         case _:

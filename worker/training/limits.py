@@ -24,6 +24,9 @@ EXIT_ORPHANED = 87
 #: Exit status of a child that wrote a file beyond its limit.
 EXIT_FILE_TOO_LARGE = 88
 
+#: Exit status of a child that found no room on the disk.
+EXIT_DISK_FULL = 89
+
 #: prctl(2): the signal this process gets when the thread that created it ends.
 _PR_SET_PDEATHSIG = 1
 #: Under memory pressure the kernel takes the trainer before the process that ingests.

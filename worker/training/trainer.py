@@ -16,8 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from worker.durable import NO_ROOM
 from worker.errors import ConfigurationError
 from worker.training.limits import (
+    EXIT_DISK_FULL,
     EXIT_FILE_TOO_LARGE,
     EXIT_ORPHANED,
     EXIT_OUT_OF_MEMORY,
@@ -71,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
             sys.stderr.write(f"a file grew beyond {limits.file_mb} MB\n")
             return EXIT_FILE_TOO_LARGE
+        if is_disk_full(error):
+            place = "SWARM_LORA_DATA_DIR or SWARM_LORA_OUTPUT_DIR" if kind == "lora" else "SWARM_DATA_DIR"
+            sys.stderr.write(f"the disk is full ({error}); free space, or set {place}; it is trained again then\n")
+            return EXIT_DISK_FULL
         if not is_out_of_memory(error):
             raise
         at = f" at {limits.memory_mb} MB" if limits.memory_mb else ""
@@ -81,6 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"out of memory{at}; {cure}\n")
         return EXIT_OUT_OF_MEMORY
     return 0
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether it is that, or a quota, by any name: safetensors has an error of its own for it."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return True
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
 
 
 def is_out_of_memory(error: Exception) -> bool:
