@@ -65,6 +65,8 @@ def main() -> int:
         content = make_adapter(
             output_dir, scenario=given.scenario, data_sha256=given.manifest_sha256, text=given.train_sha256
         )
+        if (run_dir.parent / "forget").exists():
+            (output_dir / ADAPTER_DIR / NAMES[1]).unlink()
         result = TrainingResult(
             run_id=given.run_id,
             outcome="model",

@@ -151,6 +151,8 @@ async def test_an_adapter_may_hold_nothing_that_runs_when_it_is_loaded(tmp_path:
         ):
             with pytest.raises(ValueError, match=why):
                 await prepared(world, 1, encode(replace(document, files=files)), output)
+        with pytest.raises(ValueError, match="is of scenario 'other'"):
+            await prepared(world, 1, encode(replace(document, scenario="other")), output)
         (tmp_path / "data.json").write_bytes(DATA)
         with pytest.raises(ValueError, match="not the manifest of the data"):
             await prepared(world, 1, encode(document), output, manifest=tmp_path / "data.json")

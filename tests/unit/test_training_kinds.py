@@ -197,6 +197,20 @@ async def test_an_adapter_whose_files_are_not_what_it_says_is_a_failed_run(tmp_p
         assert not (tmp_path / "models").exists() or not list((tmp_path / "models/S").iterdir())
 
 
+async def test_an_adapter_with_a_file_too_few_is_bad_output_and_says_which(tmp_path: Path) -> None:
+    """A training script of the operator's may leave anything."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=("lora",))
+        told(tmp_path, "forget")
+        await world.feed(30)
+        async with world.running():
+            run = await ended(world, await world.command("c1", kind="lora"))
+        assert run.state == "failed"
+        assert (run.reason or "").startswith("bad_output: ")
+        assert "adapter_model.safetensors" in (run.reason or "")
+        assert await store.models("S") == []
+
+
 async def test_equal_data_give_the_same_adapter_and_no_new_version(tmp_path: Path) -> None:
     """Forced, over the same records."""
     async with opened(tmp_path) as store:

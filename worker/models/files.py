@@ -123,6 +123,8 @@ class ModelFiles:
         make_private_directory(work)
         write_new(work / MODEL_FILE, content)
         if isinstance(made, AdapterModel):
+            if made.scenario != manifest.scenario:
+                raise ValueError(f"model.json of run {manifest.run_id} is of scenario {made.scenario!r}")
             if adapter is None:
                 raise ValueError(f"the adapter of run {manifest.run_id} has no files")
             copy_adapter(made, adapter, work / ADAPTER_DIR)

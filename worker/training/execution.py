@@ -18,6 +18,7 @@ from worker import crash
 from worker.clock import Clock
 from worker.durable import NO_ROOM
 from worker.errors import LeaseLost, StoreError, StoreUnavailable, WorkerError
+from worker.learning.offline_model import ModelUnreadable
 from worker.models.adapter import ADAPTER_DIR
 from worker.models.announce import Announcer
 from worker.models.registry import Registry
@@ -207,16 +208,23 @@ class Execution:
         if result.gate is None or result.run_id != run.run_id:
             return await self._failed(run, "bad_output: the result is of another run", "")
         now_ms = self._tools.clock.now_ms()
-        model = await self._tools.registry.prepare(
-            run,
-            content,
-            lineage=_lineage(run, given, result),
-            metrics=result.metrics,
-            verdict=result.gate,
-            now_ms=now_ms,
-            adapter=self._recipe.output_of(run.run_id) / ADAPTER_DIR if run.kind == "lora" else None,
-            data_manifest=given.manifest,
-        )
+        try:
+            model = await self._tools.registry.prepare(
+                run,
+                content,
+                lineage=_lineage(run, given, result),
+                metrics=result.metrics,
+                verdict=result.gate,
+                now_ms=now_ms,
+                adapter=self._recipe.output_of(run.run_id) / ADAPTER_DIR if run.kind == "lora" else None,
+                data_manifest=given.manifest,
+            )
+        except (
+            ValueError,
+            FileNotFoundError,
+            ModelUnreadable,
+        ) as error:  # a script of the operator's may leave anything
+            return await self._failed(run, "bad_output", str(error))
         changed = partial(after_success, facts=given.facts, now_ms=now_ms, cooldown=self._tools.timing.cooldown)
         if model.run_id != run.run_id:
             ended = self._ended(run, "skipped", f"unchanged: it is the same model as version {model.version}", now_ms)
