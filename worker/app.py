@@ -40,7 +40,6 @@ from worker.models.applicators.chosen import lora_applicator, offline_applicator
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
 from worker.models.files import ModelFiles
-from worker.models.gate import GateConfig
 from worker.models.health_window import HealthWindow
 from worker.models.keeper import AdapterKeeper
 from worker.models.registry import Registry
@@ -59,15 +58,10 @@ from worker.store import open_store
 from worker.store.port import ModelKind, Store
 from worker.store.retention import Retention
 from worker.store.watch import WriteWatch
-from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools
-from worker.training.inputs import TrainingConfig
-from worker.training.lora.planned import lora_launcher, lora_plan
-from worker.training.lora.recipe import lora_recipe
 from worker.training.lora.requirements import require_lora
 from worker.training.modes import ProcessorMode, parse_mode
-from worker.training.offline import offline_recipe
-from worker.training.recipe import Recipe
+from worker.training.planned import recipes_of
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 from worker.training.trigger_book import TriggerBook
@@ -325,35 +319,25 @@ class _Kit:
             registry=registry,
             announcer=announcer,
             clock=self.clock,
-            recipes={kind: self._recipe(kind, registry) for kind in self.mode.kinds},
+            recipes=recipes_of(
+                settings,
+                self.mode,
+                self.store,
+                registry,
+                models_of=self._models_with,
+                rules_of=self.rules.__getitem__,
+            ),
             owner=f"{settings.worker_id}.{boot_id}",
             timing=Timing(cooldown=settings.training_cooldown, first_backoff=settings.training_backoff),
         )
 
     def _applicators(self) -> dict[ModelKind, Applicator]:
         """Of offline models always: one that is live goes on being served, whatever is trained."""
-        chosen: dict[ModelKind, Applicator] = {"offline": offline_applicator(self.settings)}
+        own = self.applicators
+        chosen: dict[ModelKind, Applicator] = {"offline": own.get("offline") or offline_applicator(self.settings)}
         if "lora" in self.mode.kinds:
-            chosen["lora"] = lora_applicator(self.settings)
-        return {**chosen, **self.applicators}
-
-    def _recipe(self, kind: ModelKind, registry: Registry) -> Recipe:
-        settings = self.settings
-        if kind == "lora":
-            plan = lora_plan(settings, models_of=self._models_with, rules_of=self.rules.__getitem__)
-            return lora_recipe(self.store, registry, plan, lora_launcher(settings))
-        return offline_recipe(
-            self.store,
-            registry,
-            launcher=ChildLauncher(timeout=settings.training_timeout, memory_mb=settings.training_memory_mb),
-            config=TrainingConfig(
-                max_sessions=settings.max_sessions,
-                holdout=settings.holdout,
-                producer_share=settings.producer_share,
-                gate=GateConfig(strategy=settings.gate_strategy, threshold=settings.gate_threshold),
-            ),
-            runs_dir=settings.data_dir / "runs",
-        )
+            chosen["lora"] = own.get("lora") or lora_applicator(self.settings)
+        return chosen
 
     def _models_with(self, scenario: str, seen: Sequence[str]) -> Sequence[LearnModel]:
         """A scenario's learn models, whose examples offer the actions that it has seen."""

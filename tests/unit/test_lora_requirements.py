@@ -269,10 +269,12 @@ def test_an_api_key_crosses_no_wire_in_the_open(flags: dict[str, Any], tmp_path:
     WorkerBuilder(load_settings(**given, **{url: "http://gpu.example"}, **key, lora_allow_plaintext="true")).build()
 
 
-def test_an_applicator_of_ones_own_needs_none_of_the_settings(flags: dict[str, Any]) -> None:
+async def test_an_applicator_of_ones_own_needs_none_of_the_settings(flags: dict[str, Any]) -> None:
     builder = WorkerBuilder(load_settings(**flags, lora_applicator="llama_router"))
 
-    builder.applicator(NoopApplicator(), "lora").build()
+    own = NoopApplicator()
+    worker = builder.applicator(own, "lora").build()
+    assert worker._assemble(worker).applicators["lora"] is own
 
 
 @pytest.mark.parametrize(
