@@ -330,6 +330,39 @@ def test_a_champion_whose_files_were_changed_is_not_compared(adapter: Path, base
     assert result.gate.reasons[-1].startswith("not compared with the live adapter: its files cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rank": 3, "alpha": 7.0, "dropout": 0.2}, {"r": 3, "lora_alpha": 7.0, "lora_dropout": 0.2}),
+        ({"target_modules": ("v_proj", "up_proj")}, {"target_modules": ["up_proj", "v_proj"]}),
+        ({"epochs": 2, "batch_size": 4, "gradient_accumulation": 3}, {"steps": 4}),
+        ({"epochs": 3, "batch_size": 18, "gradient_accumulation": 1}, {"steps": 3}),
+    ],
+)
+def test_the_settings_shape_the_adapter(
+    base: TinyBase, tmp_path: Path, settings: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    result = trained(tmp_path / "run", config(base.directory, **{"epochs": 1, **settings}))
+    written = json.loads((tmp_path / "run" / "out" / "adapter" / "peft" / "adapter_config.json").read_text())
+
+    assert {name: {**written, **result.metrics}[name] for name in expected} == expected
+
+
+def test_the_settings_of_the_steps_change_what_is_learnt(adapter: Path, base: TinyBase, tmp_path: Path) -> None:
+    """Dropout and learning rate; and beta for preferences."""
+    hashes = {result_of(adapter).model_sha256}
+    settings: list[dict[str, Any]] = [
+        {"dropout": 0.3},
+        {"learning_rate": 1e-3},
+        {"objective": "dpo", "dpo_beta": 0.1, "epochs": 1},
+        {"objective": "dpo", "dpo_beta": 0.9, "epochs": 1},
+    ]
+    for number, more in enumerate(settings):
+        hashes.add(trained(tmp_path / str(number), config(base.directory, **more)).model_sha256)
+
+    assert len(hashes) == 5
+
+
 def test_longer_examples_are_left_out_and_counted(base: TinyBase, tmp_path: Path) -> None:
     long = replace(example("service-1"), prompt="Target: service-1 " * 40)
     result = trained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def loaded(base: TinyBase) -> Base:
 @pytest.fixture(scope="module")
 def encoder(loaded: Base) -> Encoder:
     """Its tokens."""
-    return Encoder(loaded.tokenizer)
+    return Encoder(loaded.tokenizer, adds_bos=loaded.adds_bos)
 
 
 def adapted(base: TinyBase) -> PeftModel:
@@ -86,7 +87,7 @@ def test_a_template_without_system_prompts_gets_it_in_the_question(base: TinyBas
         + tokenizer.chat_template
     )
     row = example("node-3")
-    text = Encoder(tokenizer).prompt_to_send(row)
+    text = Encoder(tokenizer, adds_bos=False).prompt_to_send(row)
 
     assert text == f"<|im_start|>user\n{row.system}\n\n{row.prompt}{END}\n<|im_start|>assistant\n"
 
@@ -95,17 +96,31 @@ def test_the_opening_mark_stands_once_where_the_server_adds_it_too(base: TinyBas
     """Templates of Llama 2 and 3 write it, and their tokenizers add it."""
     tokenizer = load_base(str(base.directory), CPU).tokenizer
     tokenizer.bos_token = "<|im_start|>"
-    plain = Encoder(tokenizer)
+    plain, adding = Encoder(tokenizer, adds_bos=False), Encoder(tokenizer, adds_bos=True)
+
     assert plain.prompt_to_send(example("node-3")).startswith("<|im_start|>system")
-
-    from tokenizers.processors import TemplateProcessing  # noqa: PLC0415 - for this test alone
-
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
-    )
-    adding = Encoder(tokenizer)
     assert adding.prompt_to_send(example("node-3")).startswith("system")
-    assert adding.encode(example("node-3")).chosen.ids == plain.encode(example("node-3")).chosen.ids
+    assert adding.encode(example("node-3")).chosen == plain.encode(example("node-3")).chosen
+
+
+def test_the_opening_mark_is_learnt_where_only_the_server_writes_it(base: TinyBase) -> None:
+    tokenizer = load_base(str(base.directory), CPU).tokenizer
+    tokenizer.bos_token = END
+    found = Encoder(tokenizer, adds_bos=True).encode(example("node-3")).chosen
+
+    assert found.ids[:1] == (tokenizer.bos_token_id,)
+    assert found.ids[1:] == Encoder(tokenizer, adds_bos=False).encode(example("node-3")).chosen.ids
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+def test_a_gguf_file_says_whether_its_server_adds_the_opening_mark(
+    base: TinyBase, monkeypatch: pytest.MonkeyPatch, said: bool | None
+) -> None:
+    field = None if said is None else SimpleNamespace(contents=lambda: said)
+    reader = SimpleNamespace(get_field={"tokenizer.ggml.add_bos_token": field}.get)
+    monkeypatch.setattr("worker.training.lora.base.GGUFReader", lambda _: reader)
+
+    assert load_base(str(base.gguf), CPU).adds_bos is bool(said)
 
 
 def test_padding_changes_nothing(loaded: Base, encoder: Encoder) -> None:

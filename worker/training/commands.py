@@ -45,5 +45,8 @@ def lora_environment(run_dir: Path) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS is not deterministic, says torch's documentation
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TQDM_DISABLE": "1",  # bars in a pipe are noise, and would push the last words out of what is kept
+        # Bars and warnings of libraries are noise in a pipe, and the last words that are kept would be theirs.
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONWARNINGS": "ignore",
     }

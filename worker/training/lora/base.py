@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from gguf import GGUFReader
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -42,6 +43,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     document: BaseModel
     path: Path  # the directory or the GGUF file that it came from
+    adds_bos: bool  # whether a server puts the mark of the beginning before any prompt
 
     @property
     def longest(self) -> int | None:
@@ -81,7 +83,7 @@ def load_base(name: str, device: torch.device) -> Base:
         )
     cast("nn.Module", model).to(device).eval()
     document = BaseModel(name=_short(name), architecture=model.config.model_type, sha256=_sha256(weights))
-    return Base(model=model, tokenizer=tokenizer, document=document, path=path)
+    return Base(model=model, tokenizer=tokenizer, document=document, path=path, adds_bos=_adds_bos(path, tokenizer))
 
 
 def require_servable(model: nn.Module, targets: Sequence[str]) -> None:
@@ -101,6 +103,16 @@ def require_servable(model: nn.Module, targets: Sequence[str]) -> None:
             raise ConfigurationError(
                 f"SWARM_LORA_TARGET_MODULES: {target} {what} in this base model; choose from {choices}"
             )
+
+
+def _adds_bos(path: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """What the file says, since transformers does not take it over; else what the tokenizer does."""
+    if path.is_file():
+        said = GGUFReader(path).get_field("tokenizer.ggml.add_bos_token")
+        if said is not None:
+            return bool(said.contents())
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a").input_ids[:1] == [bos]
 
 
 def _located(name: str) -> Path:

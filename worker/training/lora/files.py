@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from worker.errors import ConfigurationError
 from worker.models.adapter import AdapterFile
 from worker.training.lora.champion import CANDIDATE
 
@@ -19,10 +20,14 @@ def write_peft(model: PeftModel, directory: Path, *, base: str) -> None:
     """`adapter_model.safetensors` and `adapter_config.json`, as `save_pretrained` names and fills them.
 
     Not by it: it asks the hub for the base's configuration, adds a README, and writes sets in any order.
+    `ConfigurationError` where a weight is no number: no server would say so.
     """
     directory.mkdir(mode=0o700, parents=True)
     weights = get_peft_model_state_dict(model, adapter_name=CANDIDATE, save_embedding_layers=False)
     tensors = {name: weights[name].detach().to("cpu", torch.float32).contiguous() for name in sorted(weights)}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ConfigurationError(f"SWARM_LORA_LEARNING_RATE: it is too high: {name} is no number any more")
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {**model.peft_config[CANDIDATE].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n"

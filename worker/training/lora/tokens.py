@@ -44,12 +44,13 @@ class Encoded:
 class Encoder:
     """Turns examples into tokens for one base."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The tokenizer has a chat template."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, adds_bos: bool) -> None:
+        """The tokenizer has a chat template. `adds_bos`: servers put the mark of the beginning before any prompt.
+
+        Templates write it too, and twice is one too many.
+        """
         self._tokenizer = tokenizer
-        bos = tokenizer.bos_token_id
-        #: Whether servers put the opening mark before any text; templates write it too, and twice is one too many.
-        self._adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+        self._adds_bos = adds_bos and tokenizer.bos_token is not None
 
     def encode(self, example: LoraExample) -> Encoded:
         """One example."""

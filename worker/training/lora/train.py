@@ -74,7 +74,7 @@ class _Training:
         self._report(0.01, f"loading {Path(config.base_model).name}")
         base = load_base(config.base_model, device)
         require_servable(base.model, config.target_modules)
-        encoder = Encoder(base.tokenizer)
+        encoder = Encoder(base.tokenizer, adds_bos=base.adds_bos)
         limit = min(config.max_seq_length, base.longest or config.max_seq_length)
         examples, too_long = encoder.within(read_examples(self._run_dir / TRAIN_FILE), limit)
         if len(examples) < config.min_examples:
