@@ -58,6 +58,17 @@ async def test_step_loss_and_what_is_left_are_shown_with_a_bar(monkeypatch: pyte
     assert worker.asked == 4
 
 
+async def test_an_end_is_told_since_an_apply_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter is loaded, probed and watched; a bar that stands still would say that the training hangs."""
+    monkeypatch.setattr("worker.cli.waiting._ASK_AGAIN", 0)
+    console = terminal()
+    with Waiting("train-now ...", console) as waiting:
+        await follow_training(Worker(None, TRAINING, None).ask, "S", waiting)
+        waiting._progress.refresh()
+        text = seen(console)
+    assert "the training has ended" in text.rpartition("\x1b[2K")[2]
+
+
 async def test_who_may_not_ask_waits_without_a_bar() -> None:
     """The command itself goes on: it is told by its own answers."""
     worker = Worker(refuses=True)

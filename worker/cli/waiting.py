@@ -74,6 +74,7 @@ async def follow_training(ask: AskStatus, scenario: str, waiting: Waiting) -> No
 
     Ends quietly where the worker does not tell (this user may not ask, it is busy): the command goes on all the same.
     """
+    seen = False
     while True:
         try:
             async for answer in ask():
@@ -82,6 +83,9 @@ async def follow_training(ask: AskStatus, scenario: str, waiting: Waiting) -> No
                     waiting.training(training)
                 elif answer.status in ("refused", "failed"):
                     return
+                elif answer.final and seen:
+                    waiting.say("the training has ended; now comes what is done with it")
+                seen = seen or bool(training)
         except WorkerError:
             return
         await asyncio.sleep(_ASK_AGAIN)
