@@ -106,6 +106,9 @@ def test_improvement_on_nothing_has_to_be_one() -> None:
 def test_absolute_wants_its_share_whatever_the_base_does() -> None:
     assert judged(FAIR, BAD, strategy="absolute").verdict.verdict == "rejected"
     assert judged(FAIR, BAD, strategy="absolute", threshold=0.5).verdict.verdict == "blessed"
+    less_likely = [answered(1, nll=0.2)] * 8
+    assert judged(less_likely, GOOD, strategy="absolute").verdict.verdict == "blessed"
+    assert judged(less_likely, GOOD, strategy="no_regression").verdict.verdict == "rejected"
 
 
 def test_what_was_only_learnt_by_heart_is_rejected() -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 from msgspec import Struct, to_builtins
 
 from worker.learning.rates import rounded, wilson
-from worker.learning.validation import Improvement, Strategy, Verdict, strategy_of
+from worker.learning.validation import Absolute, Improvement, Strategy, Verdict, strategy_of
 from worker.models.gate import GateConfig, Weighed
 
 #: Chance of a difference at least as large where there is none, below which it is taken for real.
@@ -160,7 +160,8 @@ def _against(
         f"{theirs.nll:.4f})"
     )
     reasons = [said]
-    trouble = _trouble(objective, candidate, other, even=value == reference)
+    # What is asked for absolutely is asked for whatever the others do.
+    trouble = None if isinstance(strategy, Absolute) else _trouble(objective, candidate, other, even=value == reference)
     if trouble:
         return False, [*reasons, f"against {name}: {trouble}"]
     if passed and paired.p_value >= _SIGNIFICANT and objective == "sft":
