@@ -190,6 +190,31 @@ async def test_two_scenarios_do_not_disturb_each_other(
 
 
 @only("seamless")
+async def test_a_node_that_asks_all_the_while_is_answered_each_time(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """Ten swaps, and no moment in which whoever goes by what it was left is turned away."""
+    adapters = [register(tmp_path, version) for version in (1, 2, 3)]
+    await applicator.apply(adapters[0].model, adapters[0].content)
+    answers: list[str | None] = []
+    swapped = asyncio.Event()
+
+    async def node() -> None:
+        while not swapped.is_set():
+            answers.append(await world.answer("S"))
+            await asyncio.sleep(0)
+
+    asking = asyncio.create_task(node())
+    for number in range(1, 11):
+        each = adapters[number % 3]
+        await applicator.apply(each.model, each.content)
+    swapped.set()
+    await asking
+    assert set(answers) <= {each.answer for each in adapters}
+    assert len(answers) > 10
+
+
+@only("seamless")
 async def test_whatever_step_a_worker_dies_in_the_next_one_knows_what_is_served(
     world: AdapterWorld, applicator: Applicator, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.contract.fake_vllm import FakeVllm
 from worker.cli.check_lora import lora_findings
 from worker.cli.findings import Finding
 from worker.settings import load_settings
@@ -73,3 +74,17 @@ async def test_a_router_must_have_room_for_a_swap() -> None:
             assert serving.good
     finally:
         await server.close()
+
+
+async def test_a_vllm_must_take_adapters_while_it_runs() -> None:
+    """Else the first apply would be the first to tell, hours later; and nothing is changed by looking."""
+    for dynamic in (True, False):
+        vllm = FakeVllm(dynamic=dynamic)
+        await vllm.start()
+        try:
+            _, serving = await findings(processor_mode="lora", lora_applicator="vllm", vllm_url=vllm.url)
+        finally:
+            await vllm.stop()
+        assert serving.good is dynamic
+        assert ("takes others" if dynamic else "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True") in serving.detail
+        assert vllm.paths == {}

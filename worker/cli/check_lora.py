@@ -62,7 +62,9 @@ async def _looked_at(settings: Settings) -> str:
         case "vllm":
             vllm = VllmClient(settings.vllm_url, settings.vllm_api_key)
             try:
-                return f"{vllm.shown} serves {len(await vllm.adapters())} adapters"
+                loaded = await vllm.adapters()
+                await vllm.unload("swarm-worker-check")  # no such adapter: only looks whether it may be asked at all
+                return f"{vllm.shown} serves {len(loaded)} adapters, and takes others while it runs"
             finally:
                 await vllm.close()
         case _:
