@@ -11,7 +11,8 @@ does, and keeps the adapter before it answering for a while. So a node that look
         url, name = current.endpoint.url, current.endpoint.model
     client.post(f"{url}/v1/chat/completions", json={"model": name, "messages": messages})
 
-With `SWARM_LORA_APPLICATOR=files` there is no endpoint: whoever serves the files takes `current.directory`, and
+A node without that directory follows `learning.applied` of kind `lora`: the router and vLLM serve an adapter as
+`<scenario>@<model_version>`. With `SWARM_LORA_APPLICATOR=files` there is no endpoint: whoever serves the files takes `current.directory`, and
 `async for current in pointer.follow():` tells when to take the next one.
 """
 
