@@ -1,0 +1,107 @@
+"""Rows of a training, whatever order their examples came in."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.unit.sqlite_building import damage
+from tests.unit.told_building import RULES, models_of, project, task, tell
+from tests.unit.training_world import opened
+from worker.clock import SystemClock
+from worker.episodes.training_data import TrainingData
+from worker.store import open_store
+from worker.store.port import EpisodeFilter
+from worker.training.episode_records import EpisodeRecords
+from worker.training.lora.data import write_training_data
+from worker.training.lora.examples import Gathered, Told
+from worker.training.lora.inputs import LoraConfig
+from worker.wire.records import ActionRecord
+
+#: Prints the order of the rows of twenty examples.
+_ORDER = """
+from worker.episodes.training_data import TrainingData
+from worker.training.lora.examples import Gathered, Told
+gathered = Gathered()
+for n in range(20):
+    gathered.add(Told(TrainingData.sft(None, f"p{n}", "a"), "m", str(n), [], frozenset("p"), False))
+print(*(row.prompt for row in gathered.sides(1.0)[0].rows))
+"""
+
+
+def told(prompt: str, *, model: str = "m", episode: str = "e", producers: str = "p", held_out: bool = False) -> Told:
+    return Told(TrainingData.sft(None, prompt, "answer"), model, episode, [], frozenset(producers), held_out)
+
+
+def test_rows_stand_in_the_same_order_in_every_process() -> None:
+    """Python's sets of texts do not: the adapter's hash would differ from start to start."""
+    orders = {
+        subprocess.run(
+            [sys.executable, "-c", _ORDER], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True, text=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(orders) == 1
+
+
+def test_of_two_learn_models_that_say_the_same_one_is_named_whoever_came_first() -> None:
+    for order in itertools.permutations([told("p", model="b", episode="2"), told("p", model="a", episode="1")]):
+        gathered = Gathered()
+        for each in order:
+            gathered.add(each)
+        ((row,), _) = (side.rows for side in gathered.sides(1.0))
+        assert (row.learn_model, row.episodes, row.times) == ("a", ["1", "2"], 2)
+
+
+def test_what_others_say_too_is_not_taken_from_a_loud_producer() -> None:
+    gathered = Gathered()
+    for producer in "abc":
+        for n in range(120):
+            gathered.add(told(f"{producer}{n}", producers=producer))
+    for n in range(600):
+        gathered.add(told(f"flood{n}", producers="f"))
+    for n in range(100):
+        gathered.add(told(f"shared{n}", producers="f"))
+        gathered.add(told(f"shared{n}", producers="a"))
+    train, _ = gathered.sides(0.34)
+    assert sum(row.prompt.startswith("shared") for row in train.rows) == 100
+    assert 0 < sum(row.prompt.startswith("flood") for row in train.rows) < 300
+    assert train.capped.keys() == {"f"}
+
+
+async def test_an_episode_has_its_own_records_and_no_neighbours(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        first, second = ("look", "open", "done"), ("guess", "try", "done")
+        other = [ActionRecord(task_id="t", tick=n, worker_id=1, action="wait", event_id=9 + n) for n in range(3)]
+        await tell(store, [*task("t", first + second), *other], producer="p")
+        await project(store)
+        model = models_of("S", ())[0]
+        records = EpisodeRecords(store, "S", model, RULES)
+        found = {
+            tuple(episode.actions): [action.action for action in (await records.of(episode)).context.actions]
+            async for episode in store.episodes("S", EpisodeFilter(learn_model=model.name))
+        }
+        assert found[first] == list(first)
+        assert found[second] == list(second)
+        assert found["wait", "wait", "wait"] == ["wait"] * 3
+
+
+async def test_nothing_is_learnt_from_a_damaged_task(tmp_path: Path) -> None:
+    path = tmp_path / "swarm.db"
+    async with opened(tmp_path) as store:
+        for n in range(10):
+            await tell(store, task(f"t{n}", target=f"mark-{n}-target"), seq=n)
+        await project(store)
+    damage(path, lambda content: content.__setitem__(content.index(b"mark-3-target"), 0x20))
+    store = open_store(f"sqlite://{path}", SystemClock())
+    await store.open()
+    try:
+        manifest, _ = await write_training_data(
+            store, "S", tmp_path, config=LoraConfig(base_model="b"), models_of=models_of, rules=RULES
+        )
+    finally:
+        await store.close()
+    assert manifest.excluded == {"a record of its task is damaged": 2}
+    assert {one.episode_id.split(":")[1] for one in manifest.excluded_episodes} == {"t3"}
