@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from tests.lora import llama_server
 from tests.lora.made_adapters import AdapterMaker
 from tests.lora.tiny import TinyBase, tiny_base
 
-#: Tests run beside each other already.
+# Tests run beside each other already. The server's threads wait for each other by spinning: on a busy machine two of
+# them were twenty times slower than one.
 torch.set_num_threads(1)
+os.environ["LLAMA_ARG_THREADS"] = "1"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -203,7 +203,7 @@ def _wait_until_ready(server: RunningServer, path: str) -> None:
 
 
 def _fetch(request: urllib.request.Request) -> Any:
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
         return json.load(answer)
 
 
