@@ -12,8 +12,8 @@ does, and keeps the adapter before it answering for a while. So a node that look
     client.post(f"{url}/v1/chat/completions", json={"model": name, "messages": messages})
 
 A node without that directory follows `learning.applied` of kind `lora`: the router and vLLM serve an adapter as
-`<scenario>@<model_version>`. With `SWARM_LORA_APPLICATOR=files` there is no endpoint: whoever serves the files takes `current.directory`, and
-`async for current in pointer.follow():` tells when to take the next one.
+`<scenario>@<model_version>`. With `SWARM_LORA_APPLICATOR=files` there is no endpoint: whoever serves the files takes
+`current.directory`, and `async for current in pointer.follow():` tells when to take the next one.
 """
 
 from __future__ import annotations
