@@ -280,6 +280,27 @@ async def test_a_command_that_is_carried_out_again_brings_no_other_model(tmp_pat
         assert set(await store.aliases("S")) == {"candidate", "lora-champion"}
 
 
+async def test_a_run_that_was_left_by_a_worker_of_another_mode_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Killed while an adapter was trained, and started again without LoRA: its run goes back into the queue."""
+    async with opened(tmp_path) as store:
+        before = worker_over(store, tmp_path, kinds=BOTH)
+        await before.feed(60)
+        left = await before.command("c1", kind="lora")
+        now_ms = before.tools.clock.now_ms() - 60_000
+        epoch = await store.acquire_lease("training.S", "w.killed", now_ms=now_ms, ttl_ms=15_000)
+        assert epoch is not None
+        await store.start_run(left, owner="w.killed", lease="training.S", epoch=epoch, now_ms=now_ms)
+        world = worker_over(store, tmp_path, boot="boot2")
+        async with world.running():
+            assert (await ended(world, await world.command("c2"))).state == "trained"
+        waiting = await store.run(left)
+        assert waiting is not None
+        assert (waiting.state, waiting.reason) == ("queued", "interrupted; this worker trains no lora models")
+        again = worker_over(store, tmp_path, boot="boot3", kinds=BOTH)
+        async with again.running():
+            assert (await ended(again, left)).state == "trained"
+
+
 async def test_directories_of_ended_runs_go_at_start_and_a_checkpoint_of_one_that_waits_stays(tmp_path: Path) -> None:
     """The next attempt goes on from it."""
     async with opened(tmp_path) as store:

@@ -232,6 +232,10 @@ class RunManager:
         except StoreError as error:
             log.warning("runs_not_read", error=str(error))
             return
+        for run in rows:
+            served = run.scenario in self._scenarios and run.scenario not in self._active
+            if run.state == "running" and run.kind not in room and served:
+                await self._put_aside(run)
         # One that a crash left running comes before those queued behind it; among equals the oldest.
         oldest_first = rows[::-1]
         for run in sorted(oldest_first, key=lambda row: row.state == "queued"):
@@ -248,6 +252,22 @@ class RunManager:
                 self._lanes[run.scenario] = run.kind
                 task = asyncio.create_task(self._carry_out(run), name=f"run {run.run_id}")
                 self._active[run.scenario] = task
+
+    async def _put_aside(self, run: Run) -> None:
+        """Back into the queue: a worker of another mode left it `running`, in the way of its scenario's other runs."""
+        tools, lease = self._tools, f"training.{run.scenario}"
+        now_ms, ttl_ms = tools.clock.now_ms(), round(tools.timing.lease_ttl * 1000)
+        try:
+            epoch = await tools.store.acquire_lease(lease, tools.owner, now_ms=now_ms, ttl_ms=ttl_ms)
+            if epoch is None:
+                return
+            await tools.store.start_run(run.run_id, owner=tools.owner, lease=lease, epoch=epoch, now_ms=now_ms)
+            reason = f"interrupted; this worker trains no {run.kind} models"
+            await tools.store.requeue_run(run.run_id, epoch=epoch, reason=reason)
+            await self._release(lease, epoch)
+            log.info("run_put_aside", run_id=run.run_id, scenario=run.scenario, kind=run.kind)
+        except (LeaseLost, StoreError) as error:
+            log.warning("run_not_put_aside", run_id=run.run_id, scenario=run.scenario, error=str(error))
 
     async def _carry_out(self, run: Run) -> None:
         """One run under its scenario's lease. Nothing that happens in here ends the service."""
