@@ -21,13 +21,16 @@ _NOT_SETTINGS = {"SWARM_IMAGE", "SWARM_DEMO_IMAGE", "SWARM_SECRETS_DIR"}
 
 
 class _Everything(dict[str, Any]):
-    """A status in which every figure is there."""
+    """A status in which every figure is there, also those within others."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        return 1
+        return self
 
     def __missing__(self, key: str) -> Any:
-        return 1
+        return self
+
+    def __float__(self) -> float:
+        return 1.0
 
 
 def _metric_names() -> set[str]:
