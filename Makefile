@@ -94,11 +94,12 @@ $(VENV)/.with-dev: $(UV) pyproject.toml uv.lock
 $(VENV)/.with-demo: $(UV) pyproject.toml uv.lock
 	@$(UV) sync --locked --inexact --quiet --no-dev --extra demo && touch $@
 
+# Compiled, since the process that trains writes no bytecode: it would compile peft and transformers anew at each start.
 # Torch apart from the lock: that names the build for CUDA, gigabytes of it. A CPU's is taken where one is to be had.
 $(VENV)/.with-lora: $(VENV)/.with-dev
 	@$(BIN)/pip install -q --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
 	@$(UV) export --locked --quiet --extra lora --prune torch --no-emit-project --no-dev -o $(VENV)/lora.txt
-	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r $(VENV)/lora.txt && touch $@
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r $(VENV)/lora.txt && touch $@
 
 $(VENV)/.with-bench: $(UV) pyproject.toml uv.lock
 	@$(UV) sync --locked --inexact --quiet --extra bench && touch $@
