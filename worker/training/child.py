@@ -217,6 +217,8 @@ class ChildLauncher:
             await asyncio.shield(self._end(pid, listener, transport))
         code = transport.get_returncode()
         log.info("trainer_ended", pid=pid, returncode=code, ended_by_us=ended_by_us or None)
+        if ended_by_us == "timeout":
+            return Died(ended_by_us, f"{listener.tail}\nit took longer than {self._timeout:g} s".strip())
         if ended_by_us:
             return Died(ended_by_us, listener.tail)
         if code != 0:
