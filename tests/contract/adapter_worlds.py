@@ -206,7 +206,11 @@ class OwnServersWorld:
         if len(servers) == 1:
             return LlamaServerApplicator(servers[0], data_dir=self.data_dir, drain_seconds=0.2)
         return BlueGreenApplicator(
-            {"blue": servers[0], "green": servers[1]}, data_dir=self.data_dir, drain_seconds=0.2, quiet_seconds=0.0
+            # Without a quiet moment a node that has read the pointer just before would come too late.
+            {"blue": servers[0], "green": servers[1]},
+            data_dir=self.data_dir,
+            drain_seconds=2,
+            quiet_seconds=0.1,
         )
 
     async def answer(self, scenario: str) -> str | None:
