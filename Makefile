@@ -97,7 +97,8 @@ $(VENV)/.with-demo: $(UV) pyproject.toml uv.lock
 # Compiled, since the process that trains writes no bytecode: it would compile peft and transformers anew at each start.
 # Torch apart from the lock: that names the build for CUDA, gigabytes of it. A CPU's is taken where one is to be had.
 $(VENV)/.with-lora: $(VENV)/.with-dev
-	@$(BIN)/pip install -q --retries 2 --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	@$(BIN)/pip install -q --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+	@$(BIN)/pip install -q $(TORCH)
 	@$(UV) export --locked --quiet --extra lora --prune torch --no-emit-project --no-dev -o $(VENV)/lora.txt
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r $(VENV)/lora.txt && touch $@
 
