@@ -146,8 +146,8 @@ class RouterWorld:
             preset=PresetFile(self.server.preset),
             data_dir=self.data_dir,
             serving_base=self.data_dir / "base.gguf",
-            drain_seconds=0.2,
-            quiet_seconds=0.0,
+            drain_seconds=2,
+            quiet_seconds=0.1,
         )
 
     async def answer(self, scenario: str) -> str | None:
