@@ -73,3 +73,19 @@ async def test_two_looks_without_an_answer_are_forgiven_also_at_the_end(model: M
     fickle = Fickle(*[model.sha256] * 9, GONE, GONE, model.sha256)
     await fickle.watched(model)
     assert fickle.looked == 12
+
+
+async def test_what_is_given_up_during_the_last_look_is_given_up(model: Model) -> None:
+    """Whoever asked was told so: it must not go live a moment later."""
+
+    class GivenUpLate(Fickle):
+        async def served(self, scenario: str) -> str | None:
+            answer = await super().served(scenario)
+            if self.looked == 10:
+                assert window.give_up("S", "an operator") == model
+            return answer
+
+    fickle = GivenUpLate(model.sha256)
+    window = HealthWindow(0.02, fickle.clock)
+    with pytest.raises(ApplyFailed, match="given up in its health window by an operator"):
+        await window.watch(fickle, model)

@@ -271,6 +271,18 @@ async def test_what_a_dead_worker_left_on_the_standby_server_is_gone_on_with_or_
     assert world.blue.command is None
 
 
+@pytest.mark.parametrize("swaps", [1, 2])
+async def test_a_pointer_that_was_lost_is_written_again_and_no_server_is_started_anew(world: World, swaps: int) -> None:
+    """Somebody removed it, or restored the data directory without it; the adapter may be on either server."""
+    adapters = [register(world.data_dir, version) for version in range(1, swaps + 1)]
+    for adapter in adapters:
+        await apply(world.switching, adapter)
+    (world.data_dir / "current" / "S.lora.json").unlink()
+    await apply(world.switching, adapters[-1])
+    assert world.asked() == f"S@{swaps}"
+    assert world.blue.starts + world.green.starts == swaps
+
+
 async def test_a_changed_setting_comes_into_force_with_the_next_apply(world: World) -> None:
     """The command is compared, not the adapter alone."""
     one = register(world.data_dir, 1)

@@ -60,8 +60,7 @@ class HealthWindow:
         unanswered = 0
         while self._clock.monotonic() < end or unanswered:
             await sleep_unless(watched.given_up, self._every)
-            if watched.given_up.is_set():
-                raise ApplyFailed(f"version {model.version} was given up in its health window by {watched.given_up_by}")
+            self._refuse_given_up(watched)
             try:
                 served = await applicator.served(model.scenario)
             except ApplyFailed as error:
@@ -72,6 +71,13 @@ class HealthWindow:
             unanswered = 0
             if served != model.sha256:
                 raise ApplyFailed(f"{self._what(applicator, model)} served {served or 'no model'} instead")
+        self._refuse_given_up(watched)  # during the last look: whoever said so was told that it is
+
+    def _refuse_given_up(self, watched: _Watched) -> None:
+        if watched.given_up.is_set():
+            raise ApplyFailed(
+                f"version {watched.model.version} was given up in its health window by {watched.given_up_by}"
+            )
 
     def _what(self, applicator: Applicator, model: Model) -> str:
         return (

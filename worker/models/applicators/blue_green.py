@@ -72,6 +72,8 @@ class BlueGreenApplicator:
                 self._pair = pair.starting()
                 answers = await self._start(pair.standby, name, file, adapter)
                 pair = self._pair = self._pair.switched()
+            else:
+                pair = Pair(ServerState.ACTIVE, pair.active)  # seen to serve, also where the pointer to it was lost
             endpoint = Endpoint(url=self._servers[pair.active].url, model=name)
             await asyncio.to_thread(self._documents.write, model, content, endpoint)
             crash.point("pointer_moved")
