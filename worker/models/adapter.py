@@ -45,7 +45,7 @@ class BaseModel(Struct, frozen=True, kw_only=True):
 class Probe(Struct, frozen=True, kw_only=True):
     """A prompt that shows whether the adapter is in force: greedy decoding answers it in another way than the base."""
 
-    prompt: str  # rendered by the base's chat template, with the opening of the answer
+    prompt: str  # by the chat template, the answer open, without the opening mark that servers add by themselves
     expected: str  # with the adapter
     base: str  # without it
     max_tokens: int

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -55,9 +54,6 @@ class _Completion(Struct):
 class InferenceClient:
     """One server; an instance belongs to one event loop."""
 
-    #: What this kind of server is told with each prompt besides.
-    completion_options: ClassVar[Mapping[str, Any]] = {}
-
     def __init__(self, url: str, api_key: SecretStr | None, *, setting: str, seconds: float = 10.0) -> None:
         """`setting` is what names the server, for errors; `seconds` bound a request that generates nothing."""
         self.url = url.rstrip("/")
@@ -76,10 +72,11 @@ class InferenceClient:
         return True
 
     async def complete(self, model: str | None, prompt: str, *, max_tokens: int) -> str:
-        """What greedy decoding adds to `prompt`; `model` None: the only one there is. Raises `ApplyFailed`."""
-        body: dict[str, Any] = {
-            "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "seed": 0, **self.completion_options,
-        }  # fmt: skip
+        """What greedy decoding adds to `prompt`; `model` None: the only one there is. Raises `ApplyFailed`.
+
+        The server puts the opening mark before it where its tokenizer has one, as probes expect of it.
+        """
+        body: dict[str, Any] = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "seed": 0}
         if model is not None:
             body["model"] = model
         text = await self.ask("POST", "/v1/completions", body, seconds=_COMPLETION_SECONDS)

@@ -8,7 +8,7 @@ loaded is refused with 400, whatever its path; an unload takes the adapter out o
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
@@ -35,9 +35,6 @@ class _Cards(Struct):
 
 class VllmClient(InferenceClient):
     """vLLM, asked for one thing at a time."""
-
-    #: A prompt is rendered with its special tokens: those that the tokenizer adds by default would come twice.
-    completion_options: ClassVar = {"add_special_tokens": False}
 
     def __init__(self, url: str, api_key: SecretStr | None) -> None:
         super().__init__(url, api_key, setting="SWARM_VLLM_URL")
