@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.unit.training_world import eventually, given_input, write_input
+from worker.training import child
 from worker.training.child import ChildEnd, ChildLauncher, Died, Finished
 from worker.training.trainer import is_disk_full, is_out_of_memory
 
@@ -188,6 +189,18 @@ async def test_a_child_that_writes_a_gigabyte_does_not_fill_our_memory(tmp_path:
     assert isinstance(end, Died)
     assert end.reason == "bad_output: it said too much"
     assert grown_kb < 30_000
+
+
+@pytest.mark.parametrize("too_much", [True, False])
+async def test_the_progress_of_days_is_not_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, too_much: bool
+) -> None:
+    """A line a second is over any fixed bound at last: the bound grows with the time."""
+    monkeypatch.setattr(child, "_OUTPUT_LIMIT", 0)
+    monkeypatch.setattr(child, "_OUTPUT_A_SECOND", 0 if too_much else 10**9)
+    script = "import time; print('{\"progress\": 0.5}', flush=True); time.sleep(0.5); finish()"
+    end = await run_script(tmp_path, script)
+    assert isinstance(end, Died) is too_much
 
 
 async def test_a_child_cannot_write_a_file_over_its_limit(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ Environment: TypeAlias = Callable[[Path], dict[str, str]]
 
 #: Longest line of progress that is read; longer ones are skipped.
 _LINE_LIMIT = 8_192
-#: Most bytes a child may say in all before it is ended.
-_OUTPUT_LIMIT = 16_000_000
+#: Most bytes a child may say in all before it is ended, and how many more each second: progress goes on for days.
+_OUTPUT_LIMIT, _OUTPUT_A_SECOND = 16_000_000, 1_000
 #: Bytes of standard error that are kept: the last ones.
 _TAIL_LIMIT = 8_192
 _RESULT_LIMIT = 4_000_000
@@ -104,11 +104,13 @@ class _Listener(asyncio.SubprocessProtocol):
         self._line = bytearray()
         self._skipping = False
         self._seen = 0
+        self._began = loop.time()
         self._tail = bytearray()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._seen += len(data)
-        if self._seen > _OUTPUT_LIMIT:
+        lasted = asyncio.get_running_loop().time() - self._began
+        if self._seen > _OUTPUT_LIMIT + _OUTPUT_A_SECOND * lasted:
             _resolve(self.flooded)
         elif fd == 1:
             self._take_lines(data)

@@ -46,7 +46,6 @@ class TrainingDataExport:
         self._scenario = scenario
         self._models = models
         self._rules = rules
-        self._task: tuple[str, EpisodeContext] | None = None
         self.excluded: list[Excluded] = []
         self.examples = 0
 
