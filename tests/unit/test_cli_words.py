@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from worker.cli import cli
+from worker.cli import cli, commands
 from worker.cli.common import flat, shown
 from worker.cli.written import default, form, written
+from worker.errors import ConfigurationError
 from worker.settings import Settings, load_settings
 
 
@@ -49,6 +50,18 @@ def test_help_says_what_a_setting_takes() -> None:
 def test_no_command_is_cut_short_in_the_list() -> None:
     for path in ([], ["quarantine"], ["export"], ["models"]):
         assert "..." not in CliRunner().invoke(cli, [*path, "--help"]).output.partition("Commands:")[2]
+
+
+def test_apply_takes_the_only_scenario_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is named by its id alone; of several scenarios one has to be named."""
+    sent: list[object] = []
+    monkeypatch.setattr(commands, "carry", lambda *words, **_: sent.append(words[3]))
+    monkeypatch.setenv("SWARM_SCENARIOS", "checkout")
+    assert CliRunner().invoke(cli, ["apply", "--model", "0" * 32]).exit_code == 0
+    monkeypatch.setenv("SWARM_SCENARIOS", "checkout,search")
+    with pytest.raises(ConfigurationError, match="--scenario"):
+        CliRunner().invoke(cli, ["apply", "--model", "0" * 32], catch_exceptions=False)
+    assert sent == ["checkout"]
 
 
 def test_a_hostile_name_writes_no_control_sequence() -> None:

@@ -21,8 +21,10 @@ from worker.broker.url import broker_url
 from worker.cli.common import (
     PLACES,
     any_scenario_option,
+    default_scenario_option,
     flat,
     json_option,
+    one_scenario,
     print_json,
     run_async,
     scenario_option,
@@ -213,15 +215,15 @@ def train_now(
 
 
 @click.command()
-@scenario_option
+@default_scenario_option
 @click.option("--model", help="id, version or alias; default: the newest candidate")
 @click.option("--force", is_flag=True, help="also where the gate did not bless it")
 @sending
-def apply(*, settings: Settings, scenario: str, model: str | None, force: bool, **how: Any) -> None:
+def apply(*, settings: Settings, scenario: str | None, model: str | None, force: bool, **how: Any) -> None:
     """Make a model the live one."""
     number = int(model) if model is not None and model.isdecimal() and len(model) < 10 else None  # noqa: PLR2004 - an id is longer
     args = Apply(model_id=None if number is not None else model, version=number, force=force)
-    carry(settings, "apply", args, scenario, **how)
+    carry(settings, "apply", args, one_scenario(scenario, settings), **how)
 
 
 @click.command()
