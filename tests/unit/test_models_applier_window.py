@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -140,6 +141,23 @@ async def test_a_rollback_within_the_window_gives_the_new_adapter_up_and_goes_no
         ]  # fmt: skip
         assert await applicator.served("S") == second.sha256
         assert (await store.aliases("S"))["lora-champion"] == second.model_id
+
+
+async def test_a_rollback_within_the_window_whose_way_back_fails_says_so(tmp_path: Path) -> None:
+    """Else somebody in trouble would think that it is over."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), NoopApplicator()
+        one, two = [await registered(store, registry, tmp_path / "data", n) for n in (1, 2)]
+        await applier_over(store, registry, applicator, 0).apply(one, by="trigger")
+        applier = applier_over(store, registry, applicator, 600)
+        applying = asyncio.create_task(applier.apply(two, by="trigger"))
+        while await applicator.served("S") != two.sha256:  # noqa: ASYNC110 - it serves what it is told
+            await asyncio.sleep(0)
+        (Path(urlsplit(one.uri).path) / "model.json").unlink()
+        with pytest.raises(ApplyFailed, match="given up in its health window by anna; and the way back failed"):
+            await asyncio.wait_for(applier.rollback("S", by="anna"), 5)
+        with pytest.raises(ApplyFailed):
+            await applying
 
 
 async def test_a_first_adapter_that_is_given_up_leaves_none(tmp_path: Path) -> None:

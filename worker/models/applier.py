@@ -182,6 +182,8 @@ class Applier:
             raise NoPrevious(f"version {watched.version} of {scenario} was given up; no adapter was live before it")
         rows = await self._store.deployments(scenario, kind=watched.kind, limit=_LOG_ROWS)
         given_up = next(row for row in rows if row.model_id == watched.model_id)
+        if await self._applicator(watched.kind).served(scenario) != live.sha256:
+            raise ApplyFailed(given_up.detail)  # it was given up, and the way back failed
         return Applied(live.model_id, watched.model_id, given_up.deployment_id, live.kind, given_up.detail)
 
     async def _changed_last(self, scenario: str) -> ModelKind:
