@@ -44,13 +44,13 @@ class Champion:
         return b"{}"
 
 
-def recipe_over(store: Store, tmp_path: Path, registry: Any) -> Recipe:
+def recipe_over(store: Store, tmp_path: Path, registry: Any, *, outputs: str = "adapters") -> Recipe:
     plan = LoraPlan(
         config=LoraConfig(base_model="base", holdout=RULES.holdout),
         models_of=models_of,
         rules_of=lambda _: RULES,
         runs_dir=tmp_path / "data",
-        outputs_dir=tmp_path / "adapters",
+        outputs_dir=tmp_path / outputs,
         checkpoint_steps=7,
         serving_base=tmp_path / "base.gguf",
     )
@@ -97,6 +97,18 @@ async def test_a_retry_sees_the_same_data_whatever_came_in_meanwhile(tmp_path: P
         assert read_lora_input(run_dir) == before
         await recipe.freeze(msgspec.structs.replace(RUN, run_id="another"), run_dir)
         assert read_lora_input(run_dir)[0].train_examples + read_lora_input(run_dir)[0].held_out_examples == 4
+
+
+async def test_an_output_directory_that_was_changed_meanwhile_is_the_one_that_is_written_to(tmp_path: Path) -> None:
+    """The results are looked for in the new one."""
+    async with opened(tmp_path) as store:
+        await tell(store, task("t1"))
+        await project(store)
+        recipe = recipe_over(store, tmp_path, Champion())
+        run_dir = recipe.input_of(RUN.run_id)
+        await recipe.freeze(RUN, run_dir)
+        await recipe_over(store, tmp_path, Champion(), outputs="elsewhere").freeze(RUN, run_dir)
+        assert read_lora_input(run_dir)[0].surroundings.output_dir == str(tmp_path / "elsewhere" / RUN.run_id)
 
 
 async def test_torn_files_are_frozen_anew(tmp_path: Path) -> None:

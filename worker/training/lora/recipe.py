@@ -60,7 +60,7 @@ def lora_recipe(store: LoraStore, registry: Registry, plan: LoraPlan, launcher: 
     """Trainings of adapters."""
 
     async def freeze(run: Run, run_dir: Path) -> Frozen:
-        given = await asyncio.to_thread(_frozen_before, run_dir, run)
+        given = await asyncio.to_thread(_frozen_before, run_dir, run, _output_dir(plan, run))
         if given is None:
             given = await _freeze(store, registry, plan, run, run_dir)
         return Frozen(facts=given.facts, lineage=_lineage(given), manifest=run_dir / MANIFEST_FILE)
@@ -85,7 +85,7 @@ async def _freeze(store: LoraStore, registry: Registry, plan: LoraPlan, run: Run
         scenario=run.scenario,
         config=plan.config,
         surroundings=LoraSurroundings(
-            output_dir=str((plan.outputs_dir / run.run_id).absolute()),
+            output_dir=_output_dir(plan, run),
             checkpoint_steps=plan.checkpoint_steps,
             converter=plan.converter,
             serving_base=None if plan.serving_base is None else str(plan.serving_base.absolute()),
@@ -122,13 +122,19 @@ async def _champion(registry: Registry, scenario: str) -> LoraChampion | None:
     return LoraChampion(model_id=live.model_id, sha256=live.sha256, directory=str(adapter_directory(live).parent))
 
 
-def _frozen_before(run_dir: Path, run: Run) -> LoraInput | None:
+def _output_dir(plan: LoraPlan, run: Run) -> str:
+    return str((plan.outputs_dir / run.run_id).absolute())
+
+
+def _frozen_before(run_dir: Path, run: Run, output_dir: str) -> LoraInput | None:
     """What an earlier attempt of this run froze: a retry trains on the same data, and goes on from a checkpoint."""
     try:
         given, _ = read_lora_input(run_dir)
     except (OSError, ValueError, msgspec.DecodeError):
         return None
     if (given.run_id, given.scenario) != (run.run_id, run.scenario):
+        return None
+    if given.surroundings.output_dir != output_dir:  # the setting was changed: its results would be looked for here
         return None
     # The champion of then may have been retired since.
     gone = given.champion is not None and not Path(given.champion.directory).is_dir()
