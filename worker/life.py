@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from worker.sink.sink import Sink
 from worker.status import StatusReporter
 from worker.store.port import ModelKind, Store
 from worker.store.retention import Retention
+from worker.training.modes import ProcessorMode, parse_mode
 from worker.training.runs import RunManager
 from worker.training.scheduler import TriggerScheduler
 
@@ -114,9 +115,21 @@ class Worker:
         await self._drained.wait()
         return self._nothing_left
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Holds the data directory; `ConfigurationError` where another worker does."""
-        return _alone_in(self.settings.data_dir)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the directories that a start clears; `ConfigurationError` where another worker does."""
+        settings = self.settings
+        places: dict[str, Path | None] = {"SWARM_DATA_DIR": settings.data_dir}
+        if parse_mode(settings.processor_mode) is not ProcessorMode.OFFLINE:
+            places |= {"SWARM_LORA_DATA_DIR": settings.lora_data_dir, "SWARM_LORA_OUTPUT_DIR": settings.lora_output_dir}
+        named: dict[Path, str] = {}
+        for setting, place in places.items():
+            if place is not None:
+                named.setdefault(place.resolve(), setting)
+        with ExitStack() as held:
+            for place, setting in named.items():
+                held.enter_context(_alone_in(place, setting))
+            yield
 
     async def run(self) -> None:
         """Bring up, serve until `request_stop`, drain."""
@@ -242,7 +255,7 @@ class Worker:
 
 
 @contextmanager
-def _alone_in(data_dir: Path) -> Iterator[None]:
+def _alone_in(data_dir: Path, setting: str) -> Iterator[None]:
     """Share the directory with no other worker, whatever its store: a start clears away what a run of another wrote.
 
     And the quarantine's files are named by the numbers of one store.
@@ -253,11 +266,11 @@ def _alone_in(data_dir: Path) -> Iterator[None]:
         lock.acquire()
     except InUse as holder:
         raise ConfigurationError(
-            f"the data directory {data_dir} is in use by {holder}; give this worker a SWARM_DATA_DIR of its own"
+            f"the directory {data_dir} is in use by {holder}; give this worker a {setting} of its own"
         ) from holder
     except OSError as error:
         raise ConfigurationError(
-            f"{lock.path} cannot be opened ({error.strerror}); make SWARM_DATA_DIR writable, and the lock no link"
+            f"{lock.path} cannot be opened ({error.strerror}); make {setting} writable, and the lock no link"
         ) from error
     try:
         yield

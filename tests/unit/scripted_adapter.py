@@ -1,13 +1,15 @@
 """A training process for adapters without torch: what it learns is how its data hash. `python -m ... RUN_DIR`.
 
 The environment of a test's process is not passed on, so a test says by files in the run's parent directory what else is
-to happen: `wait` (until it is removed), `nothing`, `exit`.
+to happen: `wait` (until it is removed), `nothing`, `exit`, `die` (killed once, with the word gone) or `die_always`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -56,6 +58,12 @@ def main() -> int:
         return 7
     given, input_sha256 = read_lora_input(run_dir)
     output_dir = Path(given.surroundings.output_dir)
+    die = run_dir.parent / "die"
+    if die.exists() or (run_dir.parent / "die_always").exists():
+        die.unlink(missing_ok=True)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "checkpoint").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     step = {"step": 1, "steps": 2, "loss": 0.5, "seconds_left": 1.0}
     sys.stdout.write(json.dumps({"progress": 0.5, "text": "step 1 of 2", "step": step}) + "\n")
     sys.stdout.flush()

@@ -211,6 +211,32 @@ async def test_an_adapter_with_a_file_too_few_is_bad_output_and_says_which(tmp_p
         assert await store.models("S") == []
 
 
+async def test_a_killed_training_goes_on_from_its_checkpoint_as_the_same_run(tmp_path: Path) -> None:
+    """By the kernel for want of memory, say. What it had frozen and written is still there at the next start."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=("lora",))
+        word = told(tmp_path, "die")
+        await world.feed(30)
+        async with world.running():
+            run = await ended(world, await world.command("c1", kind="lora"))
+        assert not word.exists()
+        assert (run.state, run.attempts) == ("trained", 2)
+        assert world.runs.stats.interrupted == 1
+        assert [event.type for event in await world.events()] == ["learning.trained"]
+
+
+async def test_a_training_that_is_killed_each_time_is_given_up(tmp_path: Path) -> None:
+    """What kills it may be the training itself."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=("lora",))
+        told(tmp_path, "die_always")
+        await world.feed(30)
+        async with world.running():
+            run = await ended(world, await world.command("c1", kind="lora"))
+        assert (run.state, run.attempts, run.reason) == ("failed", 3, "signal:9")
+        assert [path.name for path in (tmp_path / "lora/data").iterdir()] == ["die_always"]
+
+
 async def test_equal_data_give_the_same_adapter_and_no_new_version(tmp_path: Path) -> None:
     """Forced, over the same records."""
     async with opened(tmp_path) as store:

@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 #: Starts of one run after which it is given up: something takes the whole worker down each time.
 _MOST_ATTEMPTS = 10
+#: Starts of one run whose process is killed each time.
+_MOST_KILLED = 3
 #: Seconds between two words about steps in the log; status and metrics always have the newest.
 _STEPS_LOGGED_EVERY = 30.0
 
@@ -83,8 +85,15 @@ class _Ending:
     events: list[OutboxEvent] = field(default_factory=list)
 
 
+class ProcessKilled(Exception):
+    """The training's process was killed, and has a checkpoint to go on from: the run is back in the queue."""
+
+
 class Execution:
-    """Carries out one run: `run()` returns it ended, or raises `LeaseLost` or `StoreError` with nothing committed."""
+    """Carries out one run: `run()` returns it ended, or raises with nothing committed.
+
+    `LeaseLost` or `StoreError`; `ProcessKilled` where it is to be started again.
+    """
 
     def __init__(self, tools: Tools, run: Run, *, lease: str, epoch: int) -> None:
         self._tools = tools
@@ -117,7 +126,7 @@ class Execution:
             if not work.done():
                 await beat  # raises why the lease is gone
             return await work
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ProcessKilled):
             await _stop(work)
             await self._put_back()
             raise
@@ -160,6 +169,8 @@ class Execution:
                 on_step=self._on_step,
             )
             match end:
+                case Died(reason) if self._may_go_on(run, reason):
+                    raise ProcessKilled(reason)
                 case Died(reason, detail):
                     return await self._failed(run, reason, detail)
                 case Finished(result, bytes(model)):
@@ -173,6 +184,13 @@ class Execution:
                 return await self._failed(run, "disk_full", f"{error}; {self._disk_cure()}")
             log.exception("run_failed_here", run_id=run.run_id)
             return await self._failed(run, f"internal: {type(error).__name__}", str(error))
+
+    def _may_go_on(self, run: Run, reason: str) -> bool:
+        """Whether a killed process is started again: by the kernel for want of memory, or by an operator.
+
+        Not for ever, since what killed it may be the training itself; and a limit of ours is a limit.
+        """
+        return self._recipe.resumes and reason.startswith("signal:") and run.attempts < _MOST_KILLED
 
     async def _wanted(self, run: Run) -> bool:
         """A command without force trains only where there is news; triggers look before they ask."""

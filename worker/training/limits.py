@@ -41,7 +41,7 @@ class ChildLimits:
 
     memory_mb: int = 2048  # address space
     file_mb: int = 512  # largest file it may write
-    open_files: int = 256
+    open_files: int = 4096  # never 0; a process that trains on several GPUs holds hundreds
 
 
 class OrphanedError(Exception):

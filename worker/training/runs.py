@@ -23,7 +23,7 @@ from worker.errors import ApplyFailed, LeaseLost, StoreError
 from worker.models.applier import Applier, ApplyResult
 from worker.store.port import Model, ModelKind, Run
 from worker.training.endings import MOST_FAILURES, failures_of_window
-from worker.training.execution import Current, Execution, Tools
+from worker.training.execution import Current, Execution, ProcessKilled, Tools
 from worker.training.handover import HandOver
 
 log = structlog.get_logger(__name__)
@@ -286,6 +286,9 @@ class RunManager:
         except asyncio.CancelledError:
             self.stats.interrupted += 1
             raise
+        except ProcessKilled as error:
+            self.stats.interrupted += 1
+            log.warning("training_process_killed", run_id=run.run_id, scenario=scenario, reason=str(error))
         except (LeaseLost, StoreError) as error:
             self.stats.lost += 1
             log.warning("run_lost", run_id=run.run_id, scenario=scenario, error=str(error))

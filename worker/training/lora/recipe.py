@@ -67,7 +67,7 @@ def lora_recipe(store: LoraStore, registry: Registry, plan: LoraPlan, launcher: 
 
     return Recipe(
         kind="lora", config_hash=plan.config.hash, launcher=launcher, runs_dir=plan.runs_dir,
-        outputs_dir=plan.outputs_dir, freeze=freeze,
+        outputs_dir=plan.outputs_dir, freeze=freeze, resumes=True,
     )  # fmt: skip
 
 
