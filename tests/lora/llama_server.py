@@ -63,11 +63,21 @@ def llama_server() -> Path:
     return program
 
 
+def _need_compiler() -> None:
+    def there() -> bool:
+        return bool(shutil.which("cc") and shutil.which("c++"))
+
+    if not there() and os.geteuid() == 0 and shutil.which("apt-get"):
+        _say("installing build-essential with apt-get")
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "build-essential"]):
+            subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, check=False)
+    if not there():
+        raise RuntimeError("building llama-server needs a C++ compiler (Debian: apt-get install build-essential)")
+
+
 def build(directory: Path) -> None:
     """Build into `directory`, which is there when all went well and not before."""
-    for compiler in ("cc", "c++"):
-        if shutil.which(compiler) is None:
-            raise RuntimeError(f"building llama-server needs {compiler} (Debian: apt-get install build-essential)")
+    _need_compiler()
     unfinished = directory.with_name(f".{directory.name}.{uuid4().hex[:8]}")
     unfinished.mkdir()
     try:
