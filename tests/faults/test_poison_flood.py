@@ -86,7 +86,7 @@ async def test_a_flood_of_poison_is_bounded_on_disk_and_told_and_its_neighbours_
     # Replays tell what became of each, change nothing that is still bad, and can be repeated.
     huge, small = (str(entry["entry_id"]) for entry in listed[-2:])
     assert (await _replay(worker, "--reason", "bad_schema"))["entries"] == {small: "bad_schema"}
-    told = await _replay(worker, "--entry", huge, "--entry", small, "--entry", "1")
+    told = await _replay(worker, "--entry", huge, "--entry", small)
     assert (told["examined"], told["truncated"], told["entries"]) == (2, 1, {huge: "cut", small: "bad_schema"})
     again = (await worker.cli("quarantine", "list", "--reason", "bad_schema", "--json")).json
     assert [(entry["replays"], entry["seen"], entry["replayed_at_ms"]) for entry in again] == [(2, 1, None)]

@@ -64,10 +64,23 @@ def demo(*, settings: Settings, seconds: float, seed: int | None, keep: bool, as
 
 
 async def _until_terminated(performance: Performance) -> Outcome:
+    """Perform, or be interrupted.
+
+    Up to Python 3.11 `wait_for` inside the client library may swallow a cancellation (python/cpython#86296), and the
+    demo played on; so one without effect is repeated, after any clean-up had its time.
+    """
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await performance.perform()
+    work = asyncio.create_task(performance.perform())
+    try:
+        await asyncio.wait({work})
+    except asyncio.CancelledError:
+        while not work.done():
+            work.cancel()
+            await asyncio.wait({work}, timeout=_CLEAN_UP_SECONDS)
+        raise
+    return work.result()
 
 
 def _tell(outcome: Outcome, performance: Performance, seed: int, *, as_json: bool) -> None:
