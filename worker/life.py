@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,7 @@ class Worker:
         await self._drained.wait()
         return self._nothing_left
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Holds the directories that a start clears; `ConfigurationError` where another worker does."""
         settings = self.settings
         places: dict[str, Path | None] = {"SWARM_DATA_DIR": settings.data_dir}
@@ -126,10 +125,7 @@ class Worker:
         for setting, place in places.items():
             if place is not None:
                 named.setdefault(place.resolve(), setting)
-        with ExitStack() as held:
-            for place, setting in named.items():
-                held.enter_context(_alone_in(place, setting))
-            yield
+        return _alone_in(named)
 
     async def run(self) -> None:
         """Bring up, serve until `request_stop`, drain."""
@@ -255,8 +251,16 @@ class Worker:
 
 
 @contextmanager
-def _alone_in(data_dir: Path, setting: str) -> Iterator[None]:
-    """Share the directory with no other worker, whatever its store: a start clears away what a run of another wrote.
+def _alone_in(places: Mapping[Path, str]) -> Iterator[None]:
+    with ExitStack() as held:
+        for place, setting in places.items():
+            held.enter_context(_locked(place, setting))
+        yield
+
+
+@contextmanager
+def _locked(data_dir: Path, setting: str) -> Iterator[None]:
+    """Share a directory with no other worker, whatever its store: a start clears away what a run of another wrote.
 
     And the quarantine's files are named by the numbers of one store.
     """

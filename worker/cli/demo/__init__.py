@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from worker.cli.demo.performance import Performance
 
 _FAILED, _INTERRUPTED, _TERMINATED = 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
+#: Longest that ending the players, their queues and files takes, in s.
+_CLEAN_UP_SECONDS = 30.0
 
 
 @click.command()
