@@ -217,7 +217,7 @@ async def test_s15_a_live_trainer_is_alone_and_limited(new_worker: NewWorker, am
         assert limits["Max address space"] == [str(640 * 1_048_576)] * 2
         assert limits["Max core file size"] == ["0", "0"]
         assert limits["Max file size"] == [str(512 * 1_048_576)] * 2
-        assert limits["Max open files"] == ["256", "256"]
+        assert limits["Max open files"] == ["4096", "4096"]
         status = dict(row.split(":\t", 1) for row in (proc / "status").read_text().splitlines() if ":\t" in row)
         assert status["Umask"] == "0077"
         assert os.getpgid(trainer.pid) == trainer.pid
