@@ -16,10 +16,10 @@ from worker.models.applicators.chosen import lora_applicator
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.vllm_client import VllmClient
 from worker.settings import Settings
+from worker.training.lora.requirements import PACKAGES
 from worker.training.modes import parse_mode
 
 _PREFIXES = ("lora_", "llama_", "vllm_")
-LORA_PACKAGES = ("torch", "transformers", "peft", "gguf", "safetensors")
 
 
 async def lora_findings(settings: Settings) -> AsyncIterator[Finding]:
@@ -91,7 +91,7 @@ async def _router(client: LlamaClient, scenarios: int) -> str:
 def lora_versions() -> dict[str, str]:
     """Of the extra's packages that are installed here."""
     found = {}
-    for name in LORA_PACKAGES:
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

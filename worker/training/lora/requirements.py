@@ -21,7 +21,7 @@ from worker.training.confined import COMMAND
 from worker.training.modes import ProcessorMode
 
 #: What the extra brings, as it is imported.
-_PACKAGES = ("torch", "transformers", "peft", "gguf", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "gguf", "safetensors")
 _HUB_ID = re.compile(r"[\w.-]{1,96}(?:/[\w.-]{1,96})?")
 #: llama.cpp skips or refuses adapters of these (its issues #11554, #9065), and vLLM takes none of the embeddings.
 _NEVER_SERVED = re.compile(r"lm_head|embed|norm|wte|wpe|modules_to_save", re.IGNORECASE)
@@ -143,7 +143,7 @@ def _packages(settings: Settings) -> Iterator[str]:
     if settings.lora_train_script is not None or settings.lora_launcher is not None:
         return
     if settings.lora_python_path is None:
-        missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
         where, cure = "here", "install it with: pip install 'swarm-worker[lora]'"
     elif shutil.which(settings.lora_python_path):
         where = f"in {settings.lora_python_path} (SWARM_LORA_PYTHON_PATH)"
@@ -162,7 +162,7 @@ def _packages(settings: Settings) -> Iterator[str]:
 def _missing_in(python: Path) -> list[str]:
     # Without our environment: a PYTHONPATH or a secret of ours is none of its business.
     found = subprocess.run(
-        [str(python), "-s", "-c", _PROBE, *_PACKAGES, "msgspec", "structlog"],
+        [str(python), "-s", "-c", _PROBE, *PACKAGES, "msgspec", "structlog"],
         env={name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
         capture_output=True, check=True, text=True, timeout=_PROBE_SECONDS,
     )  # fmt: skip
