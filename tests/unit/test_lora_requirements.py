@@ -51,7 +51,7 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def flags(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings that nothing is wrong with, whether or not the extra is installed here."""
-    monkeypatch.setattr(requirements, "_PACKAGES", ("json",))
+    monkeypatch.setattr(requirements, "PACKAGES", ("json",))
     return {
         "scenarios": "a",
         "processor_mode": "lora",
@@ -169,7 +169,7 @@ def test_programs_must_be_there(flags: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_the_extra_must_be_installed_where_we_train(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "_PACKAGES", ("json", "no_such_package"))
+    monkeypatch.setattr(requirements, "PACKAGES", ("json", "no_such_package"))
     text = refusal(flags)
     assert "the extra lora is not installed here (no_such_package missing)" in text
     assert "pip install 'swarm-worker[lora]'" in text
@@ -179,7 +179,7 @@ def test_the_extra_must_be_installed_where_we_train(flags: dict[str, Any], monke
 def test_a_script_or_launcher_brings_its_own_packages(
     flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(requirements, "PACKAGES", ("no_such_package",))
     script = program(tmp_path / "train.py")
     for more in ({"lora_train_script": script}, {"lora_launcher": "sh -c '{command}'"}):
         WorkerBuilder(load_settings(**flags, **more)).build()
