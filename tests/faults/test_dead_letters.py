@@ -8,7 +8,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from tests.integration.foreign_node import body, depth, episode, line, node_at
+from tests.integration.foreign_node import body, connection_to, depth, episode, line, node_at
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
 #: Each has a dozen processes to wait for.
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 
 async def _return_until_dead(amqp_url: str, queue: str, dead: str, number: int) -> None:
     """Take and give back, as workers do that die of it again and again."""
-    async with await aio_pika.connect(amqp_url) as connection:
+    async with connection_to(amqp_url) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=number)
         taken = await channel.get_queue(queue, ensure=False)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from tests.faults.mortal_broker import MortalBroker, mortal_broker
-from tests.integration.foreign_node import ears_at, journal_at
+from tests.integration.foreign_node import connection_to, ears_at, journal_at
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 from worker.broker.event_publisher import EventPublisher
 from worker.broker.port import OutgoingMessage
@@ -92,7 +91,7 @@ async def test_an_event_waits_for_a_journal_that_is_only_late() -> None:
         names = [f"e{number}" for number in range(20)]
         for name in names:
             await _publish(publisher, name)
-        async with await aio_pika.connect(broker.url) as connection:
+        async with connection_to(broker.url) as connection:
             channel = await connection.channel()
             await channel.set_qos(prefetch_count=100)
             journal = await channel.get_queue("swarm.learning.journal", ensure=False)

@@ -100,9 +100,23 @@ async def depth(node: Node, queue: str) -> int:
 
 
 @asynccontextmanager
+async def connection_to(url: str) -> AsyncIterator[AbstractConnection]:
+    """Closed also where it could not be made.
+
+    aio-pika leaves that to the collector, which may come when no loop runs: a coroutine is never awaited then.
+    """
+    connection = aio_pika.Connection(aio_pika.connection.make_url(url))
+    try:
+        await connection.connect()
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
 async def node_at(url: str) -> AsyncIterator[Node]:
     """A node on a connection of its own. Its exchange is made by the worker, or by the node if that is first."""
-    async with await aio_pika.connect(url) as connection:
+    async with connection_to(url) as connection:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.declare_exchange("swarm.records", aio_pika.ExchangeType.TOPIC, durable=True)
         yield Node(connection, channel, exchange)
@@ -147,7 +161,7 @@ class Operator:
 @asynccontextmanager
 async def operator_at(url: str) -> AsyncIterator[Operator]:
     """An operator with a queue of its own for answers."""
-    async with await aio_pika.connect(url) as connection:
+    async with connection_to(url) as connection:
         channel = await connection.channel()
         exchange = await channel.declare_exchange("swarm.control", aio_pika.ExchangeType.TOPIC, durable=True)
         queue = await channel.declare_queue(f"swarm.reply.{uuid4()}", exclusive=True)
@@ -193,7 +207,7 @@ class Ears:
 @asynccontextmanager
 async def ears_at(url: str, *keys: str) -> AsyncIterator[Ears]:
     """Listen to these binding keys of `swarm.learning`."""
-    async with await aio_pika.connect(url) as connection:
+    async with connection_to(url) as connection:
         channel = await connection.channel()
         exchange = await channel.declare_exchange("swarm.learning", aio_pika.ExchangeType.TOPIC, durable=True)
         queue = await channel.declare_queue(exclusive=True)
@@ -216,7 +230,7 @@ async def ears_at(url: str, *keys: str) -> AsyncIterator[Ears]:
 @asynccontextmanager
 async def journal_at(url: str) -> AsyncIterator[Ears]:
     """Read the journal of all events from its beginning: for a service that was away, or was cut off."""
-    async with await aio_pika.connect(url) as connection:
+    async with connection_to(url) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=100)  # a stream is not delivered without
         queue = await channel.get_queue("swarm.learning.journal", ensure=False)
@@ -233,7 +247,7 @@ async def journal_at(url: str) -> AsyncIterator[Ears]:
 @asynccontextmanager
 async def service_at(url: str) -> AsyncIterator[Ears]:
     """A service with a durable queue of its own, which fills while it is away."""
-    async with await aio_pika.connect(url) as connection:
+    async with connection_to(url) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=100)
         exchange = await channel.declare_exchange("swarm.learning", aio_pika.ExchangeType.TOPIC, durable=True)

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 
-from tests.integration.foreign_node import body, episode, line
+from tests.integration.foreign_node import body, connection_to, episode, line
 from tests.integration.least_privilege import DEFINITIONS, Door, definitions_imported
 from tests.integration.worker_process import CommandLine, WorkerProcess, until
 from worker.broker.session import Session
@@ -109,7 +109,7 @@ async def _records(worker: WorkerProcess) -> int:
 async def test_a_node_writes_records_of_its_scenario_and_nothing_else(door: Door, worker: WorkerProcess) -> None:
     """S4: other scenarios, commands, events, dead letters, any queue by name, declaring and reading: all 403."""
     assert worker.running
-    async with await aio_pika.connect(door.url("node-checkout")) as node:
+    async with connection_to(door.url("node-checkout")) as node:
         for key in ("checkout", "checkout.topic"):
             assert await attempt(node, "swarm.records", key) == "taken"
         for exchange, key in (
@@ -128,7 +128,7 @@ async def test_a_node_writes_records_of_its_scenario_and_nothing_else(door: Door
 async def test_the_broker_refuses_a_forged_user(door: Door, worker: WorkerProcess) -> None:
     """S5: 406, and the channel closes."""
     assert worker.running
-    async with await aio_pika.connect(door.url("node-checkout")) as node:
+    async with connection_to(door.url("node-checkout")) as node:
         assert await attempt(node, "swarm.records", "checkout", user_id="node-checkout") == "taken"
         for user in ("worker", "operator", "node-demo", "nobody"):
             assert FORGED in await attempt(node, "swarm.records", "checkout", user_id=user), user
@@ -155,7 +155,7 @@ async def test_a_service_reads_learning_events_and_nothing_else(
             async for same in kept:  # after those of other tests
                 if same.id == event.id:
                     break
-    async with await aio_pika.connect(url) as service:
+    async with connection_to(url) as service:
         for exchange, key in (
             ("swarm.records", "checkout"), ("swarm.control", "all"), ("swarm.learning", "learning.trained.checkout"),
             ("swarm.dead", "checkout"), ("", "swarm.records.checkout"),
@@ -179,7 +179,7 @@ async def test_an_operator_commands_and_hears_the_answers_and_nothing_else(
     assert (await command_line(operator, "resume", "--scenario", "checkout", "--wait", "--json")).json[
         "status"
     ] == "done"
-    async with await aio_pika.connect(door.url("operator")) as ops:
+    async with connection_to(door.url("operator")) as ops:
         for exchange, key in (
             ("swarm.records", "checkout"), ("swarm.learning", "learning.trained.checkout"), ("swarm.dead", "checkout"),
             ("", "swarm.records.checkout"), ("swarm.control", "elsewhere"),
@@ -224,7 +224,7 @@ async def test_a_worker_does_its_whole_job_with_a_workers_rights(
         assert applied.code in (0, 1)  # 1: it is live already
         async with asyncio.timeout(20):
             assert (await anext(aiter(events))).type == "learning.applied"
-    async with await aio_pika.connect(door.url("worker")) as itself:
+    async with connection_to(door.url("worker")) as itself:
         for name in ("mine", "swarmish", "amq.mine"):
             assert REFUSED in await declare(itself, name, durable=True), name
 
@@ -268,7 +268,7 @@ async def test_records_without_a_user_or_of_anothers_producer_are_quarantined(
     before = await refused()
     name = f"checkout-{uuid4().hex[:8]}"
     record = {**episode(1, success=True)[0], "task_id": name}
-    async with await aio_pika.connect(door.url("node-checkout")) as node:
+    async with connection_to(door.url("node-checkout")) as node:
 
         async def send(producer: str, seq: int, **properties: Any) -> None:
             data = body([{**record, "event_id": seq}], producer_id=producer, batch_seq=seq)
@@ -319,7 +319,7 @@ async def test_the_worker_writes_answers_to_nobodys_queue_but_an_operators(door:
     ]  # fmt: skip
     others = ["swarm.reply.", "swarm.reply.A", "swarm.reply.a.b", "xswarm.reply.a", "swarm.reply.a\n", "swarm.reply.é"]
     done = (await worker.status())["commands"]["done"]
-    async with await aio_pika.connect(door.url("operator")) as ops, await aio_pika.connect(door.url("admin")) as admin:
+    async with connection_to(door.url("operator")) as ops, connection_to(door.url("admin")) as admin:
         channel = await admin.channel()
         before = [await _depth(channel, queue) for queue in queues]
         for address in [*queues, *others]:

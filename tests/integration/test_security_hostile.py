@@ -13,7 +13,7 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
-from tests.integration.foreign_node import body, episode, line, node_at, operator_at
+from tests.integration.foreign_node import body, connection_to, episode, line, node_at, operator_at
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(120)]
@@ -90,7 +90,7 @@ async def test_s7_a_flood_of_commands_starves_nobody_and_leaves_little(
     worker = new_worker(scenario, **({"control_key": key} if key else {}))
     await worker.start()
     sent: list[bytes] = []
-    async with node_at(amqp_url) as node, await aio_pika.connect(amqp_url) as connection:
+    async with node_at(amqp_url) as node, connection_to(amqp_url) as connection:
         channel = await connection.channel(publisher_confirms=False)
         control = await channel.get_exchange("swarm.control")
 
