@@ -26,7 +26,7 @@ from worker.training.lora.forward import answers
 from worker.training.lora.probes import probes_of
 from worker.training.lora.sft import sft_loss
 from worker.training.lora.tokens import Encoder
-from worker.training.lora.train import train_adapter
+from worker.training.lora.train import identity_of, train_adapter
 
 pytestmark = [
     pytest.mark.lora,
@@ -253,6 +253,24 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert device_of("auto") == CPU
     with pytest.raises(ConfigurationError, match="SWARM_LORA_DEVICE: cuda, but torch finds no GPU"):
         device_of("cuda")
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "peft"])
+def test_a_checkpoint_is_of_the_libraries_that_it_was_made_with(
+    loaded: Base, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    before = identity_of("input", loaded, CPU)
+    assert identity_of("input", loaded, CPU) == before
+    monkeypatch.setattr(f"{library}.__version__", "99.0")
+    assert identity_of("input", loaded, CPU) != before
+
+
+def test_a_checkpoint_is_of_the_device_that_it_was_made_on(loaded: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the kind of GPU, not of its number: another one of a kind computes the same."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100" if device.index < 2 else "T4")
+    names = [identity_of("input", loaded, device) for device in (CPU, *(torch.device("cuda", n) for n in range(3)))]
+    assert names[1] == names[2]
+    assert len(set(names)) == 3
 
 
 def test_a_loss_that_is_no_number_names_the_learning_rate(base: TinyBase, tmp_path: Path, monkeypatch: Any) -> None:

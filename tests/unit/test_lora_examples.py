@@ -55,6 +55,15 @@ def test_of_two_learn_models_that_say_the_same_one_is_named_whoever_came_first()
         assert (row.learn_model, row.episodes, row.times) == ("a", ["1", "2"], 2)
 
 
+def test_the_text_in_hand_is_counted_in_bytes_with_the_system_prompt_of_each_row() -> None:
+    """It bounds memory and files, and a scenario's own system prompt may be the longest part of each row."""
+    gathered = Gathered()
+    for prompt in ("über", "other", "other"):
+        data = TrainingData.dpo_with_system("a system prompt", prompt, "näher", "no")
+        gathered.add(Told(data, "m", "e", [], frozenset("p"), held_out=False))
+    assert gathered.text_bytes == 2 * len("a system prompt") + len("überothernähernähernono") + 3
+
+
 def test_what_others_say_too_is_not_taken_from_a_loud_producer() -> None:
     gathered = Gathered()
     for producer in "abc":

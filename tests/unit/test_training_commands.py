@@ -78,6 +78,23 @@ async def test_a_launcher_that_is_not_there_names_its_setting(tmp_path: Path) ->
     assert end.detail == "SWARM_LORA_LAUNCHER: no-such-launcher cannot be started: No such file or directory"
 
 
+async def test_a_proxys_password_reaches_the_downloads_and_is_not_kept_in_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it nothing comes through a company's proxy; the last words become the run's reason and an event."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://anna:canary-secret@proxy:3128")
+    script = script_file(
+        tmp_path,
+        """
+import os
+assert "canary-secret" in os.environ["HTTPS_PROXY"]
+sys.exit("ProxyError: cannot connect to " + os.environ["HTTPS_PROXY"])
+""",
+    )
+    end = await start(tmp_path, script=script)
+    assert end == Died("exit:1", "ProxyError: cannot connect to http://***@proxy:3128")
+
+
 def test_the_hub_and_the_gpu_are_found_and_no_secret_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from worker import crash
 from worker.durable import make_private_directory, read_file
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.files import MODEL_LIMIT
+from worker.redaction import redact
 from worker.training.limits import EXIT_DISK_FULL, EXIT_FILE_TOO_LARGE, EXIT_OUT_OF_MEMORY
 from worker.training.results import RESULT_FILE, TrainingResult, decode_result
 
@@ -152,7 +153,8 @@ class _Listener(asyncio.SubprocessProtocol):
 
     @property
     def tail(self) -> str:
-        return self._tail.decode("utf-8", "replace").strip()
+        """Its last words, without the password of a proxy that a library may name in them."""
+        return str(redact(self._tail.decode("utf-8", "replace").strip()))
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from worker.training.child import child_environment
 
 #: What downloading a base from a hub and finding a GPU go by; the hub's token is in HF_HOME, where its login leaves it.
+#: A proxy's address may hold its password: without it nothing comes through. Last words of a child are masked for it.
 _PASSED_ON = (
     "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy",
     "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "LD_LIBRARY_PATH",
@@ -35,7 +36,10 @@ def lora_command(python: Path | None, script: Path | None, launcher: str | None)
 
 
 def lora_environment(run_dir: Path) -> dict[str, str]:
-    """What an offline training sees, and what torch and the hub's client need: where they find things, no secret."""
+    """What an offline training sees, and what torch and the hub's client need: where they find things.
+
+    Of secrets only a proxy's password, where its address holds one; none of the worker's own.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return {
         **child_environment(run_dir),

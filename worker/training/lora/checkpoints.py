@@ -24,7 +24,7 @@ class Checkpoints:
     """Those of one run: the newest is kept."""
 
     def __init__(self, output_dir: Path, *, identity: str) -> None:
-        """`identity`: of the input, the base and the libraries; what another training left is not gone on from."""
+        """`identity`: of all that shapes the adapter; what another training left is not gone on from."""
         self._path = output_dir / CHECKPOINT_DIR / _FILE
         self._identity = identity
 

@@ -26,7 +26,7 @@ from worker.training.lora.manifest import LoraManifest, write_data
 #: A scenario's learn models, given the actions that it has seen.
 ModelsOf: TypeAlias = Callable[[str, Sequence[str]], Sequence[LearnModel]]
 
-#: Most text of one training, in characters: it is in hand while the rows are made.
+#: Most text of one training, in bytes: it is in hand while the rows are made.
 _MOST_TEXT = 64_000_000
 #: Most actions in hand at once, where a learn model looks at several episodes together as preferences do: about 100 MB.
 _MOST_AT_ONCE = 100_000

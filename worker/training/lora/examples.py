@@ -48,7 +48,7 @@ class Gathered:
 
     def __init__(self) -> None:
         self._sides: dict[bool, dict[bytes, _Row]] = {False: {}, True: {}}
-        self.text_bytes = 0  # of the rows, each text counted once
+        self.text_bytes = 0  # of the rows in UTF-8, system prompts too: each row has its own in the file
         self.repeated = 0  # examples that said what another had said
 
     def add(self, told: Told) -> None:
@@ -67,7 +67,8 @@ class Gathered:
                 episodes=[],
             )
             row = rows[key] = _Row(example, [], set())
-            self.text_bytes += len(data.prompt) + len(data.chosen) + len(data.rejected or "")
+            texts = (data.system, data.prompt, data.chosen, data.rejected)
+            self.text_bytes += sum(len(text.encode()) for text in texts if text is not None)
         else:
             self.repeated += 1
             if told.learn_model < row.example.learn_model:  # whoever came first must make no difference

@@ -89,7 +89,7 @@ class _Training:
                 _loss_of(model, config, encoder.pad),
                 schedule=self._schedule(len(examples)),
                 learning_rate=config.learning_rate,
-                checkpoints=Checkpoints(self._output, identity=self._identity(base)),
+                checkpoints=Checkpoints(self._output, identity=identity_of(self._input_sha256, base, device)),
                 checkpoint_steps=self._given.surroundings.checkpoint_steps,
                 on_step=self._on_step(len(examples)),
                 world=world,
@@ -130,10 +130,6 @@ class _Training:
         steps = self._schedule(examples).steps
         self._report(LOADED, f"training on {examples} examples, {steps} steps")
         return StepProgress(self._report, steps=steps, clock=time.monotonic)
-
-    def _identity(self, base: Base) -> str:
-        """Of what a checkpoint is of: another input, base or library would give another adapter."""
-        return f"{self._input_sha256} {base.document.sha256} torch {torch.__version__} peft {peft.__version__}"
 
     def _weigh(
         self, model: PeftModel, base: Base, held_out: Sequence[Encoded], pad: int
@@ -201,16 +197,24 @@ class _Training:
         self._end(outcome="nothing", reason=reason, metrics={"examples": left, "too_long": too_long})
 
     def _end(self, **found: Any) -> None:
-        versions = {
-            "worker": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
-            "transformers": transformers.__version__, "peft": peft.__version__,
-        }  # fmt: skip
+        versions = {"worker": __version__, "python": platform.python_version(), **_library_versions()}
         took_ms = round((time.monotonic() - self._started) * 1000)
         result = TrainingResult(
             run_id=self._given.run_id, versions=versions, input_sha256=self._input_sha256, took_ms=took_ms, **found
         )
         replace_file(self._output / RESULT_FILE, encode_result(result))
         self._report(1.0, "done")
+
+
+def identity_of(input_sha256: str, base: Base, device: torch.device) -> str:
+    """Of what a checkpoint is of: another input, base, library or device would give another adapter."""
+    libraries = " ".join(f"{name} {version}" for name, version in _library_versions().items())
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{input_sha256} {base.document.sha256} {libraries} on {kind}"
+
+
+def _library_versions() -> dict[str, str]:
+    return {"torch": str(torch.__version__), "transformers": transformers.__version__, "peft": peft.__version__}
 
 
 def _in_silence(progress: float, text: str, step: tuple[int, int, float, float] | None = None) -> None:
