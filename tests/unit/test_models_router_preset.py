@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from worker.errors import ApplyFailed
-from worker.models.applicators.router_preset import (
-    EMPTY,
-    PresetFile,
-    Section,
-    belongs_to,
-    changed,
-    section_name,
-    section_text,
-)
+from worker.models.applicators.router_preset import EMPTY, PresetFile, Section, changed, section_text
+from worker.models.applicators.versions import belongs_to, served_name
 
 THEIRS = """version = 1  ; of the format
 # [S@1] is only spoken of here
@@ -29,7 +22,7 @@ model = /models/gpt.gguf
 
 def section(version: int, scenario: str = "S") -> Section:
     """An adapter of a scenario."""
-    name = section_name(scenario, version)
+    name = served_name(scenario, version)
     return Section(name, Path("/models/base.gguf"), Path(f"/data/{name}.gguf"))
 
 

@@ -19,11 +19,10 @@ from worker import crash
 from worker.errors import ApplyFailed
 from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
-from worker.models.applicators.llama_server import decoded
 from worker.models.applicators.own_server import OwnServer
 from worker.models.applicators.probe import ProbeResult
-from worker.models.applicators.router_preset import section_name
 from worker.models.applicators.server_state import Colour, Pair, ServerState, other
+from worker.models.applicators.versions import decoded, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint, ServedModel
 
@@ -62,7 +61,7 @@ class BlueGreenApplicator:
         return self._pair or await self._found(self._colour(await self._document(scenario)))
 
     async def apply(self, model: Model, content: bytes) -> str:
-        name, adapter = section_name(model.scenario, model.version), decoded(model, content)
+        name, adapter = served_name(model.scenario, model.version), decoded(model, content)
         file = adapter_directory(model) / GGUF_FILE
         try:
             pair = await self.state(model.scenario)

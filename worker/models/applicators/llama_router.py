@@ -29,14 +29,8 @@ from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.inference_client import ServerRefused
 from worker.models.applicators.llama_client import ListedModel, LlamaClient
 from worker.models.applicators.probe import probe
-from worker.models.applicators.router_preset import (
-    PresetFile,
-    Section,
-    belongs_to,
-    changed,
-    section_name,
-    section_text,
-)
+from worker.models.applicators.router_preset import PresetFile, Section, changed, section_text
+from worker.models.applicators.versions import belongs_to, decoded, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
 
@@ -84,17 +78,14 @@ class LlamaRouterApplicator:
         return f"{self._client.shown} ({scenario})"
 
     async def apply(self, model: Model, content: bytes) -> str:
-        try:
-            document = adapter.decode(content)
-        except adapter.AdapterUnreadable as error:
-            raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}; train again") from error
+        document = decoded(model, content)
         file = adapter.adapter_directory(model) / adapter.GGUF_FILE
         if not file.is_file():
             raise ApplyFailed(
                 f"{file} is missing, and llama-server takes no other form; for a base that is no llama, configure "
                 "SWARM_LORA_CONVERTER and train again"
             )
-        name = section_name(model.scenario, model.version)
+        name = served_name(model.scenario, model.version)
         props = await self._client.props()
         before = await self._pointed_at(model.scenario)
         await self._release_others(model.scenario, but={name, before})
@@ -151,7 +142,7 @@ class LlamaRouterApplicator:
             document = await asyncio.to_thread(self._documents.read, scenario)
         except DocumentDamaged:
             return None
-        return None if document is None else section_name(scenario, document.model_version)
+        return None if document is None else served_name(scenario, document.model_version)
 
     async def _running(self, scenario: str, *, but: Collection[str | None]) -> list[str]:
         """This scenario's versions that have a process."""

@@ -15,11 +15,11 @@ import structlog
 
 from worker import crash
 from worker.errors import ApplyFailed
-from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory, decode
+from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.own_server import OwnServer
 from worker.models.applicators.probe import ProbeResult
-from worker.models.applicators.router_preset import section_name
+from worker.models.applicators.versions import decoded, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
 
@@ -41,7 +41,7 @@ class LlamaServerApplicator:
         return f"{self._server.url} ({scenario})"
 
     async def apply(self, model: Model, content: bytes) -> str:
-        name, adapter = section_name(model.scenario, model.version), decoded(model, content)
+        name, adapter = served_name(model.scenario, model.version), decoded(model, content)
         command = self._server.command(name, adapter_directory(model) / GGUF_FILE)
         answers = await self._server.holds(command, adapter)
         if answers is None:
@@ -87,11 +87,3 @@ class LlamaServerApplicator:
             # A moment without requests is enough: those that come now would be refused in the next one anyway.
             await self._server.drain(self._drain_seconds, quiet_seconds=0)
             await self._server.stop()
-
-
-def decoded(model: Model, content: bytes) -> AdapterModel:
-    """The document of a registered adapter. Raises `ApplyFailed` where it is none."""
-    try:
-        return decode(content)
-    except AdapterUnreadable as error:
-        raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}; train again") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from worker.durable import make_private_directory, read_file, replace_file
 from worker.errors import ApplyFailed
+from worker.models.applicators.versions import belongs_to
 
 #: A preset without anything, which a router can start on.
 EMPTY = "version = 1\n"
@@ -50,16 +51,6 @@ class Section:
 def fits_into_preset(path: Path) -> bool:
     """Whether the file's syntax can hold a path."""
     return _UNWRITABLE.search(str(path)) is None
-
-
-def section_name(scenario: str, version: int) -> str:
-    """The name under which a version is asked for."""
-    return f"{scenario}@{version}"
-
-
-def belongs_to(scenario: str, name: str) -> bool:
-    """Whether a section is that of a version of this scenario."""
-    return re.fullmatch(re.escape(scenario) + r"@\d+", name) is not None
 
 
 def changed(preset: str, scenario: str, *, keep: Collection[str | None], put: Section | None = None) -> str:

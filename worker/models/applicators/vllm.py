@@ -24,6 +24,7 @@ from worker.errors import ApplyFailed
 from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterModel, AdapterUnreadable, decode
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.probe import probe
+from worker.models.applicators.versions import belongs_to, decoded, served_name
 from worker.models.applicators.vllm_client import VllmClient
 from worker.store.port import Model
 from worker.wire.served import Endpoint
@@ -52,11 +53,8 @@ class VllmApplicator:
         return f"{self._client.shown} ({scenario})"
 
     async def apply(self, model: Model, content: bytes) -> str | None:
-        try:
-            adapter = decode(content)
-        except AdapterUnreadable as error:
-            raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}") from error
-        name, path = _name(model.scenario, model.version), self._path(model.scenario, model.version)
+        adapter = decoded(model, content)
+        name, path = served_name(model.scenario, model.version), self._path(model.scenario, model.version)
         before = await self._served_before(model.scenario)
         detail = await self._bring(name, path, adapter)
         await asyncio.to_thread(self._current.write, model, content, Endpoint(url=self._client.url, model=name))
@@ -72,7 +70,7 @@ class VllmApplicator:
             adapter = decode(content)
         except (DocumentDamaged, AdapterUnreadable):
             return "unreadable"  # no hash equals it, so the live adapter is brought again
-        name = _name(scenario, document.model_version)
+        name = served_name(scenario, document.model_version)
         if (await self._client.adapters()).get(name) != self._path(scenario, document.model_version):
             return None  # the server was started again, and knows nothing of what was loaded into it
         result = await probe(self._client, adapter, name)
@@ -94,7 +92,7 @@ class VllmApplicator:
             document = await asyncio.to_thread(self._current.read, scenario)
         except DocumentDamaged:
             return None
-        return None if document is None else _name(scenario, document.model_version)
+        return None if document is None else served_name(scenario, document.model_version)
 
     async def _bring(self, name: str, path: str, adapter: AdapterModel) -> str:
         """Have the adapter loaded and seen to answer; else it is not loaded when this raises `ApplyFailed`."""
@@ -132,7 +130,7 @@ class VllmApplicator:
             return
         ours = f"{self._models_dir / scenario}/"
         for name, path in loaded.items():
-            if name not in keep and name.startswith(f"{scenario}@") and path.startswith(ours):
+            if name not in keep and belongs_to(scenario, name) and path.startswith(ours):
                 await self._drain(name)
                 await self._try_to_unload(name)
 
@@ -157,7 +155,3 @@ class VllmApplicator:
             await self._client.unload(name)
         except ApplyFailed as error:  # it only takes room; the next apply tries again
             log.warning("adapter_not_unloaded", adapter=name, error=str(error))
-
-
-def _name(scenario: str, version: int) -> str:
-    return f"{scenario}@{version}"
