@@ -12,9 +12,11 @@ import pytest
 
 from tests.unit.training_world import TIMING, World, eventually, opened, scripted, worker_over
 from worker.errors import LeaseLost
+from worker.models.applier import Applied as AppliedNow
 from worker.models.files import Manifest
 from worker.store.port import Run
 from worker.training.execution import Execution, Timing
+from worker.training.handover import HandOver
 from worker.wire.events import Applied, Failed, Skipped, Trained
 
 HANG = "import time; time.sleep(600)"
@@ -356,6 +358,31 @@ async def test_a_model_whose_worker_died_before_handing_it_over_is_handed_over_a
         await again.runs.recover("S", "offline")
         assert len(await store.deployments("S")) == 1
         assert "champion" in await store.aliases("S")
+
+
+@pytest.mark.parametrize("first", ["begin", "recover"])
+async def test_a_model_that_is_found_at_start_just_as_its_run_hands_it_over_is_given_once(
+    tmp_path: Path, first: str
+) -> None:
+    """Trainings go on while the start looks: given twice, it was told as skipped, since it was live already."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="manual")
+        await world.feed(60)
+        async with world.running():
+            run = await ended(world, await world.command("c1"))
+        (model,) = await store.models("S")
+        again = worker_over(store, tmp_path, boot="boot2", mode="auto")
+        handing = HandOver(store, again.applier, again.tools.clock)
+        recovering = asyncio.create_task(handing.recover("S", "offline"))
+        if first == "recover":
+            await asyncio.sleep(0)
+            assert handing.busy_in("S", "offline")
+        done = asyncio.Event()
+        handing.begin(run, model, done.set)
+        await asyncio.gather(recovering, done.wait())
+        assert isinstance(handing.came(run.run_id), AppliedNow)
+        assert len(await store.deployments("S")) == 1
+        assert not handing.busy_in("S", "offline")
 
 
 async def test_scenarios_train_side_by_side_and_each_one_run_at_a_time(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 
 import structlog
@@ -30,6 +31,7 @@ class HandOver:
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._of: dict[str, tuple[str, ModelKind]] = {}
+        self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._came: dict[str, ApplyResult | ApplyFailed] = {}
 
     def begin(self, run: Run, model: Model, on_end: Callable[[], None]) -> None:
@@ -37,7 +39,8 @@ class HandOver:
 
         async def work() -> None:
             try:
-                await self._give(run, model)
+                async with self._turns[run.scenario, run.kind]:
+                    await self._give(run, model)
             except StoreError as error:
                 log.warning("model_not_handed_over", run_id=run.run_id, scenario=run.scenario, error=str(error))
             except Exception:
@@ -56,7 +59,7 @@ class HandOver:
 
     def busy_in(self, scenario: str, kind: ModelKind) -> bool:
         """Whether a model of this kind is: the next one is compared with what is live then."""
-        return (scenario, kind) in self._of.values()
+        return (scenario, kind) in self._of.values() or self._turns[scenario, kind].locked()
 
     def came(self, run_id: str) -> ApplyResult | ApplyFailed | None:
         """What became of the run's model, for a run that ended in this process."""
@@ -64,11 +67,12 @@ class HandOver:
 
     async def recover(self, scenario: str, kind: ModelKind) -> None:
         """Hand over a newest model whose run had ended when the last life did, and which was not handed over."""
-        for model in await self._store.models(scenario, kind=kind, limit=1):
-            deployed = await self._store.deployments(scenario, kind=kind, limit=1000)
-            run = await self._store.run(model.run_id)
-            if run is not None and model.model_id not in {row.model_id for row in deployed}:
-                await self._give(run, model)
+        async with self._turns[scenario, kind]:
+            for model in await self._store.models(scenario, kind=kind, limit=1):
+                deployed = await self._store.deployments(scenario, kind=kind, limit=1000)
+                run = await self._store.run(model.run_id)
+                if run is not None and model.model_id not in {row.model_id for row in deployed}:
+                    await self._give(run, model)
 
     async def stop(self) -> None:
         """Cut short what goes on; the next start carries it on."""
@@ -79,7 +83,9 @@ class HandOver:
             await asyncio.wait(tasks)
 
     async def _give(self, run: Run, model: Model) -> None:
-        """As the apply mode says, or as the command said."""
+        """As the apply mode says, or as the command said; once, though `recover` may find what `begin` is to take."""
+        if run.run_id in self._came:
+            return
         by = str(run.trigger.get("by", "trigger"))
         # The training is committed: a store that is away for a moment must not leave its model lying until a restart.
         attempts = AsyncRetrying(
