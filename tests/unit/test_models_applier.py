@@ -317,6 +317,21 @@ async def test_files_of_models_nobody_goes_back_to_are_removed_and_rows_stay(tmp
         assert len(await world.applier.history("S", "offline")) == 3
 
 
+async def test_history_ends_where_files_were_removed_however_often_one_goes_back(tmp_path: Path) -> None:
+    """What it names can be gone back to; what lies deeper is not reached again by going back."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, mode="auto")
+        models = []
+        for n in range(1, 7):
+            models.append(await register(world, n))
+            await world.applier.apply(models[-1], by="trigger")
+        back = [(await world.applier.rollback("S", by="anna")).model_id for _ in range(2)]
+        assert back == [models[4].model_id, models[3].model_id]
+        assert await store.aliases("S") == {"champion": models[3].model_id}
+        with pytest.raises(NoPrevious):
+            await world.applier.rollback("S", by="anna")
+
+
 async def test_a_model_is_found_by_id_version_and_alias(tmp_path: Path) -> None:
     """As a person names it; a miss says how to list them."""
     async with opened(tmp_path, "memory") as store:

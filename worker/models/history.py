@@ -11,7 +11,7 @@ def live_models(newest_first: Sequence[Deployment], *, depth: int) -> list[str]:
     """Ids of the models that may be live again by rollback, the live one first, at most `depth` + 1 of them.
 
     An apply puts a model on top, a rollback takes models off until its target is on top (the original's `history`,
-    trimmed to `max_history`). Only verified deployments count.
+    trimmed to `max_history` at each apply: the files of what falls off are removed). Only verified deployments count.
     """
     stack: list[str] = []
     for deployment in reversed(newest_first):
@@ -22,7 +22,8 @@ def live_models(newest_first: Sequence[Deployment], *, depth: int) -> list[str]:
                 stack.pop()
         elif not stack or stack[-1] != deployment.model_id:
             stack.append(deployment.model_id)
-    return stack[::-1][: depth + 1]
+            del stack[: -depth - 1]
+    return stack[::-1]
 
 
 def unfinished(newest_first: Iterable[Deployment]) -> list[Deployment]:
