@@ -13,6 +13,7 @@ from tests.contract.fake_receiver import FakeReceiver
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
 from worker.models.applicators.adapter_webhook import AdapterWebhookApplicator
+from worker.models.applicators.endpoint import CurrentDocuments
 from worker.models.applicators.webhook import WebhookApplicator
 from worker.wire.served import Endpoint
 
@@ -76,6 +77,45 @@ async def test_an_endpoint_that_answers_otherwise_is_told_to_nobody(
     with pytest.raises(ApplyFailed, match="does not answer"):
         await applicator.apply(one.model, one.content)
     assert AdapterPointer(tmp_path, "S").current() is None
+
+
+@pytest.mark.parametrize("damage", ["lost", "torn", "an older one"])
+async def test_a_document_that_nodes_cannot_go_by_is_seen_and_written_again(
+    applicator: AdapterWebhookApplicator, receiver: FakeReceiver, tmp_path: Path, damage: str
+) -> None:
+    """Deleted, or out of a backup: the receiver serves the right one all the while."""
+    pointer = CurrentDocuments(tmp_path, "lora").path("S")
+    one, two = register(tmp_path, 1), register(tmp_path, 2)
+    await applicator.apply(one.model, one.content)
+    older = pointer.read_bytes()
+    await applicator.apply(two.model, two.content)
+    match damage:
+        case "lost":
+            pointer.unlink()
+        case "torn":
+            pointer.write_bytes(older[:100])
+        case _:
+            pointer.write_bytes(older)
+    assert await applicator.served("S") != two.model.sha256
+    await applicator.apply(two.model, two.content)
+    assert await applicator.served("S") == two.model.sha256
+    current = AdapterPointer(tmp_path, "S").current()
+    assert current is not None
+    assert (current.version, current.endpoint) == (2, Endpoint(url=receiver.url, model="S"))
+
+
+async def test_a_receiver_that_serves_it_elsewhere_now_is_seen(
+    applicator: AdapterWebhookApplicator, receiver: FakeReceiver, tmp_path: Path
+) -> None:
+    """Nodes would ask where nobody answers any more."""
+    one = register(tmp_path, 1)
+    receiver.endpoint_url = f"{receiver.url}/"
+    await applicator.apply(one.model, one.content)
+    assert await applicator.served("S") == one.model.sha256
+    receiver.endpoint_url = receiver.url
+    assert await applicator.served("S") != one.model.sha256
+    await applicator.apply(one.model, one.content)
+    assert await applicator.served("S") == one.model.sha256
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "unix:/run/x", ""])

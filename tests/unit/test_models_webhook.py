@@ -97,6 +97,17 @@ async def test_a_receiver_without_get_may_echo(receiver: Receiver, webhook: Webh
     assert await webhook.served("S") == MODEL.sha256
 
 
+async def test_after_a_restart_a_receiver_without_get_is_told_again(receiver: Receiver) -> None:
+    """What it answered in an earlier life of ours is forgotten, and there is no other way to hear it."""
+    receiver.get, receiver.echo = False, True
+    for _ in range(2):
+        life = WebhookApplicator(SecretStr(receiver.url))
+        assert await life.served("S") is None
+        await life.apply(MODEL, CONTENT)
+        assert await life.served("S") == MODEL.sha256
+        await life.close()
+
+
 @pytest.mark.parametrize("status", [500, 503, 429])
 async def test_trouble_that_passes_is_tried_again(receiver: Receiver, webhook: WebhookApplicator, status: int) -> None:
     """With a wait, and not for ever."""

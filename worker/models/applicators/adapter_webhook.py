@@ -1,22 +1,24 @@
 """Serves adapters by somebody else's deployment, told over the webhook, and asked where it says that it serves them.
 
 The receiver gets the document of the adapter, whose `uri` says where its files lie, and answers as `webhook` says. If
-it names the endpoint at which it serves the adapter, that is probed, and nodes find it in the scenario's document.
+it names the endpoint at which it serves the adapter, that is probed, and nodes find it in the scenario's document. One
+that it names later, in an answer to GET, takes its place.
 """
 
 # ruff: noqa: D102 - the methods are the port's, documented there
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from worker.errors import ApplyFailed
-from worker.models.adapter import AdapterUnreadable, decode
-from worker.models.applicators.endpoint import CurrentDocuments
+from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.inference_client import InferenceClient, ServerRefused
 from worker.models.applicators.probe import probe
+from worker.models.applicators.versions import decoded
 from worker.models.applicators.webhook import WebhookApplicator
 from worker.store.port import Model
 from worker.wire.served import Endpoint
@@ -48,7 +50,21 @@ class AdapterWebhookApplicator:
         return detail
 
     async def served(self, scenario: str) -> str | None:
-        return await self._webhook.served(scenario)
+        served = await self._webhook.served(scenario)
+        if served is None:
+            return None
+        try:
+            document = await asyncio.to_thread(self._current.read, scenario)
+        except DocumentDamaged:
+            return "unreadable"  # no hash equals it, so the live adapter is brought again
+        named = self._webhook.endpoint(scenario)
+        if (
+            document is None  # it was lost
+            or hashlib.sha256(bytes(document.model)).hexdigest() != served  # it came out of a backup
+            or named not in (None, document.endpoint)  # the receiver has moved it
+        ):
+            return "an adapter of which nodes are told nothing, or something else"
+        return served
 
     async def withdraw(self, scenario: str) -> None:
         await asyncio.to_thread(self._current.remove, scenario)
@@ -62,9 +78,7 @@ class AdapterWebhookApplicator:
             raise ApplyFailed(f"{self.target(model.scenario)} names an endpoint that is no http(s) URL")
         client = InferenceClient(endpoint.url, None, setting="the endpoint in the receiver's answer")
         try:
-            result = await probe(client, decode(content), endpoint.model)
-        except AdapterUnreadable as error:
-            raise ApplyFailed(f"version {model.version} of {model.scenario}: {error}") from error
+            result = await probe(client, decoded(model, content), endpoint.model)
         except ServerRefused as error:
             if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 return f"{client.shown} wants a key, which is not ours: no answer was compared"

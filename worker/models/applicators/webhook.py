@@ -7,8 +7,9 @@ POST <url>, body = the `ServedModel` document, headers:
   X-Swarm-Signature    `sha256=<hex HMAC-SHA256 of the body>`, where SWARM_WEBHOOK_KEY is set
 A 2xx answer accepts it. What is served is then verified: `GET <url>` with X-Swarm-Scenario and X-Swarm-Kind answers
 `{"sha256": "<hash of the model bytes>"}` (404: none is served). A receiver without GET (405, 501) may say the same in
-its answer to the POST. A receiver that does neither cannot be verified, and the apply fails. Of an adapter, either
-answer may hold `{"endpoint": {"url": "http://...", "model": "<name there>"}}` as well (see `adapter_webhook`).
+its answer to the POST; it is told again after each start of the worker. A receiver that does neither cannot be
+verified, and the apply fails. Of an adapter, either answer may hold
+`{"endpoint": {"url": "http://...", "model": "<name there>"}}` as well (see `adapter_webhook`).
 """
 
 # ruff: noqa: D102 - the methods are the port's, documented there
@@ -64,7 +65,7 @@ class WebhookApplicator:
         self._attempts = attempts
         self._first_wait = first_wait
         self._session: aiohttp.ClientSession | None = None
-        self._echoed: dict[str, str] = {}
+        self._echoed: dict[str, str | None] = {}  # by scenario that was told in this life
         self._endpoints: dict[str, Endpoint] = {}
 
     def target(self, scenario: str) -> str:
@@ -77,8 +78,7 @@ class WebhookApplicator:
         self._forget(model.scenario)
         status, answer = await self._send("POST", model.scenario, "apply", served_document(model, content))
         self._require_accepted(status, model.scenario)
-        if answer.sha256 is not None:
-            self._echoed[model.scenario] = answer.sha256
+        self._echoed[model.scenario] = answer.sha256
         self._note_endpoint(model.scenario, answer)
 
     async def served(self, scenario: str) -> str | None:
@@ -86,12 +86,14 @@ class WebhookApplicator:
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status in _NO_GET:
-            if scenario in self._echoed:
-                return self._echoed[scenario]
-            raise ApplyFailed(
-                f"{self.target(scenario)} cannot be verified: it answers {status} to GET and its answer to POST had no "
-                "sha256; let it answer one of them with the hash of the model it serves"
-            )
+            if scenario not in self._echoed:
+                return None  # what an earlier life of ours was answered is forgotten: telling it again is how to know
+            if (echoed := self._echoed[scenario]) is None:
+                raise ApplyFailed(
+                    f"{self.target(scenario)} cannot be verified: it answers {status} to GET and its answer to POST "
+                    "had no sha256; let it answer one of them with the hash of the model it serves"
+                )
+            return echoed
         self._require_accepted(status, scenario)
         if answer.sha256 is None:
             raise ApplyFailed(f"{self.target(scenario)} cannot be verified: its answer to GET holds no sha256")
