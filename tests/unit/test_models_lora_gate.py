@@ -129,6 +129,43 @@ def test_dpo_is_judged_by_what_it_prefers() -> None:
     assert weigh_adapter(config, "dpo", indifferent, prefers, None).verdict.verdict == "rejected"
 
 
+def test_dpo_is_compared_pair_by_pair_in_what_it_prefers() -> None:
+    """Not in what it says: all answers are right here, so that test would see no difference."""
+    prefers = [answered(1, prefers=True)] * 8
+    indifferent = [answered(1, prefers=False)] * 8
+    weighed = weigh_adapter(GateConfig(min_samples=4), "dpo", prefers, indifferent, None)
+    assert weighed.metrics["base"]["paired"]["preferred"] == {"better": 8, "worse": 0, "p_value": 0.007812}
+    assert weighed.metrics["base"]["paired"]["p_value"] == 1.0
+    (said,) = weighed.verdict.reasons
+    assert "preferred answers 1.0000" in said
+    assert "more in 8 examples, fewer in 0, p 0.00781" in said
+
+
+def test_preferences_that_may_be_chance_are_blessed_and_said() -> None:
+    mine = [answered(1, prefers=True)] * 5 + [answered(1, prefers=False)] * 3
+    base = [answered(1, prefers=False)] * 2 + [answered(1, prefers=True)] * 2 + [answered(1, prefers=False)] * 4
+    weighed = weigh_adapter(GateConfig(min_samples=4), "dpo", mine, base, None)
+    assert weighed.verdict.verdict == "blessed"
+    assert "not significant against base: it may be chance" in weighed.verdict.reasons
+
+
+def test_preferences_that_were_only_learnt_by_heart_are_rejected() -> None:
+    mine = [answered(1, prefers=True, seen=True)] * 20 + [answered(1, prefers=False)] * 8
+    base = [answered(1, prefers=False, seen=True)] * 20 + [answered(1, prefers=True)] * 8
+    weighed = weigh_adapter(GateConfig(min_samples=4), "dpo", mine, base, None)
+    assert weighed.verdict.verdict == "rejected"
+    assert (
+        "against base: fewer preferred answers on texts that it was not trained on, p 0.00781"
+        in weighed.verdict.reasons
+    )
+
+
+def test_too_few_pairs_are_called_pairs() -> None:
+    one = [answered(1, decisions=9, prefers=True)] * 3
+    weighed = weigh_adapter(GateConfig(min_samples=4), "dpo", one, one, None)
+    assert weighed.verdict.reasons == ["3 pairs were held out; at least 4 are needed to tell"]
+
+
 def test_dpo_that_says_neither_answer_any_more_is_rejected() -> None:
     """Both answers lose likelihood, the worse one more: the margin grows while the model turns to nonsense."""
     collapsed = [answered(0, nll=9.0, prefers=True)] * 8

@@ -7,14 +7,16 @@ that greedy decoding would say. The strategies and the three verdicts are those 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct, to_builtins
 
 from worker.learning.rates import rounded, wilson
 from worker.learning.validation import Absolute, Improvement, Strategy, Verdict, strategy_of
 from worker.models.gate import GateConfig, Weighed
+
+Objective: TypeAlias = Literal["sft", "dpo"]
 
 #: Chance of a difference at least as large where there is none, below which it is taken for real.
 _SIGNIFICANT = 0.05
@@ -45,14 +47,38 @@ class AnswerFigures(Struct, frozen=True, kw_only=True):
     unseen_next_action: float | None  # over the examples whose text was not trained on; None without any
 
 
-class Compared(Struct, frozen=True, kw_only=True):
-    """The candidate against another model, example by example."""
+class Split(Struct, frozen=True, kw_only=True):
+    """In how many examples the candidate does better than another model, and in how many worse."""
 
-    better: int  # examples where the candidate is right more often
+    better: int
     worse: int
     p_value: float  # exact McNemar test, two-sided
+
+
+class Compared(Split, frozen=True, kw_only=True):
+    """The candidate against another model, example by example; by right decisions first."""
+
+    preferred: Split | None  # dpo: by whether the better answer is the likelier one
     nll_difference: float  # mean; below 0 the candidate is better
     nll_p_value: float  # paired, normal approximation
+
+
+class _Measure(NamedTuple):
+    """What an adapter of an objective is judged by."""
+
+    what: str
+    unit: str
+    number: Callable[[AnswerFigures], int]
+    rate: Callable[[AnswerFigures], float]
+    points: Callable[[Answered], int]  # of one example
+
+
+_MEASURES: dict[Objective, _Measure] = {
+    "sft": _Measure("next actions", "decisions", lambda f: f.decisions, lambda f: f.next_action, lambda a: a.right),
+    "dpo": _Measure(
+        "preferred answers", "pairs", lambda f: f.examples, lambda f: f.preferred or 0.0, lambda a: bool(a.prefers)
+    ),
+}
 
 
 def figures(answers: Sequence[Answered]) -> AnswerFigures:
@@ -79,16 +105,24 @@ def figures(answers: Sequence[Answered]) -> AnswerFigures:
 
 def compare(candidate: Sequence[Answered], other: Sequence[Answered]) -> Compared:
     """Paired: both on the same examples, in the same order."""
-    better = sum(mine.right > theirs.right for mine, theirs in zip(candidate, other, strict=True))
-    worse = sum(mine.right < theirs.right for mine, theirs in zip(candidate, other, strict=True))
+    right = _split(candidate, other, _MEASURES["sft"])
+    judged = any(each.prefers is not None for each in candidate)
     differences = [mine.nll - theirs.nll for mine, theirs in zip(candidate, other, strict=True)]
     return Compared(
-        better=better,
-        worse=worse,
-        p_value=rounded(mcnemar(better, worse)),
+        better=right.better,
+        worse=right.worse,
+        p_value=right.p_value,
+        preferred=_split(candidate, other, _MEASURES["dpo"]) if judged else None,
         nll_difference=round(sum(differences) / len(differences), _DIGITS),
         nll_p_value=rounded(_paired_p(differences)),
     )
+
+
+def _split(candidate: Sequence[Answered], other: Sequence[Answered], measure: _Measure) -> Split:
+    points = [(measure.points(mine), measure.points(theirs)) for mine, theirs in zip(candidate, other, strict=True)]
+    better = sum(mine > theirs for mine, theirs in points)
+    worse = sum(mine < theirs for mine, theirs in points)
+    return Split(better=better, worse=worse, p_value=rounded(mcnemar(better, worse)))
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -100,14 +134,15 @@ def mcnemar(better: int, worse: int) -> float:
 
 def weigh_adapter(
     config: GateConfig,
-    objective: Literal["sft", "dpo"],
+    objective: Objective,
     candidate: Sequence[Answered],
     base: Sequence[Answered],
     champion: Sequence[Answered] | None,
 ) -> Weighed:
     """Judge an adapter on examples that it never saw, against the base and, where there is one, the live adapter.
 
-    sft is judged by the share of right decisions, dpo by the share of pairs whose better answer is the likelier one.
+    sft is judged by the share of right decisions, dpo by the share of pairs whose better answer is the likelier one;
+    and each by a paired test of the same.
     """
     if not candidate:
         verdict = Verdict(
@@ -119,9 +154,9 @@ def weigh_adapter(
     metrics = {"candidate": to_builtins(mine)}
     for name, answers in others.items():
         metrics[name] = {**to_builtins(figures(answers)), "paired": to_builtins(compare(candidate, answers))}
-    measured = mine.examples if objective == "dpo" else mine.decisions
-    if measured < config.min_samples:
-        reason = f"{measured} decisions were held out; at least {config.min_samples} are needed to tell"
+    measure = _MEASURES[objective]
+    if (number := measure.number(mine)) < config.min_samples:
+        reason = f"{number} {measure.unit} were held out; at least {config.min_samples} are needed to tell"
         return Weighed(verdict=Verdict(verdict="not_evaluable", reasons=[reason]), metrics=metrics)
     strategy = strategy_of(config.strategy, config.threshold)
     passed, reasons = True, []
@@ -138,25 +173,20 @@ def weigh_adapter(
 def _against(
     name: str,
     strategy: Strategy,
-    objective: Literal["sft", "dpo"],
+    objective: Objective,
     candidate: Sequence[Answered],
     other: Sequence[Answered],
 ) -> tuple[bool, list[str]]:
     """Whether the candidate holds its own against one model, and why."""
-    mine, theirs, paired = figures(candidate), figures(other), compare(candidate, other)
-    what = "preferred answers" if objective == "dpo" else "next actions"
-    value, reference = (
-        (mine.preferred or 0.0, theirs.preferred or 0.0)
-        if objective == "dpo"
-        else (mine.next_action, theirs.next_action)
-    )
+    mine, theirs, measure = figures(candidate), figures(other), _MEASURES[objective]
+    value, reference, split = measure.rate(mine), measure.rate(theirs), _split(candidate, other, measure)
     required = strategy.required(reference)
     # A tenth more than nothing is nothing: an improvement on 0 has to be one.
     passed = value >= required and (not isinstance(strategy, Improvement) or value > reference)
     said = (
-        f"{what} {value:.4f} {'at least' if passed else 'below'} the required {required:.4f} "
-        f"({strategy.__struct_config__.tag}; {name}: {reference:.4f}; right more often in {paired.better} examples, "
-        f"less in {paired.worse}, p {paired.p_value:.3g}; negative log-likelihood {mine.nll:.4f}, {name}: "
+        f"{measure.what} {value:.4f} {'at least' if passed else 'below'} the required {required:.4f} "
+        f"({strategy.__struct_config__.tag}; {name}: {reference:.4f}; more in {split.better} examples, "
+        f"fewer in {split.worse}, p {split.p_value:.3g}; negative log-likelihood {mine.nll:.4f}, {name}: "
         f"{theirs.nll:.4f})"
     )
     reasons = [said]
@@ -164,31 +194,37 @@ def _against(
     trouble = None if isinstance(strategy, Absolute) else _trouble(objective, candidate, other, even=value == reference)
     if trouble:
         return False, [*reasons, f"against {name}: {trouble}"]
-    if passed and paired.p_value >= _SIGNIFICANT and objective == "sft":
+    if passed and split.p_value >= _SIGNIFICANT:
         reasons.append(f"not significant against {name}: it may be chance")
     return passed, reasons
 
 
 def _trouble(
-    objective: Literal["sft", "dpo"], candidate: Sequence[Answered], other: Sequence[Answered], *, even: bool
+    objective: Objective, candidate: Sequence[Answered], other: Sequence[Answered], *, even: bool
 ) -> str | None:
     """What speaks against an adapter whatever its rate."""
     paired = compare(candidate, other)
     if objective == "dpo":
         # Training on preferences may take likelihood from both answers, down to where neither is said any more.
-        lost = paired.worse > paired.better and paired.p_value < _SIGNIFICANT
-        return f"right in fewer answers, p {paired.p_value:.3g}" if lost else None
-    if even and paired.nll_difference > 0:
+        if _lost(paired):
+            return f"right in fewer answers, p {paired.p_value:.3g}"
+    elif even and paired.nll_difference > 0:
         return "right as often, and the answers are less likely"
-    surer = paired.better > paired.worse and paired.p_value < _SIGNIFICANT
-    if paired.nll_difference > 0 and paired.nll_p_value < _SIGNIFICANT and not surer:
+    elif paired.nll_difference > 0 and paired.nll_p_value < _SIGNIFICANT and not _won(paired):
         return f"the answers are less likely, p {paired.nll_p_value:.3g}"
     unseen = [(mine, theirs) for mine, theirs in zip(candidate, other, strict=True) if not mine.seen]
-    if unseen:
-        new = compare([mine for mine, _ in unseen], [theirs for _, theirs in unseen])
-        if new.worse > new.better and new.p_value < _SIGNIFICANT:
-            return f"right less often on texts that it was not trained on, p {new.p_value:.3g}"
+    new = _split([mine for mine, _ in unseen], [theirs for _, theirs in unseen], _MEASURES[objective])
+    if _lost(new):
+        return f"fewer {_MEASURES[objective].what} on texts that it was not trained on, p {new.p_value:.3g}"
     return None
+
+
+def _won(split: Split) -> bool:
+    return split.better > split.worse and split.p_value < _SIGNIFICANT
+
+
+def _lost(split: Split) -> bool:
+    return split.worse > split.better and split.p_value < _SIGNIFICANT
 
 
 def _paired_p(differences: Sequence[float]) -> float:
