@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,8 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Struct, UnsetType
 
-from worker.errors import ConfigurationError
+from worker.client.current_file import CurrentFile
 from worker.learning.offline_model import ModelUnreadable
-from worker.wire.names import is_slug
 from worker.wire.served import Endpoint, ServedModel
 
 #: Seconds between two looks at the pointer; a look costs two system calls.
@@ -69,30 +67,11 @@ class CurrentAdapter:
     directory: Path | None
 
 
-class AdapterPointer:
+class AdapterPointer(CurrentFile[CurrentAdapter]):
     """The current adapter of one scenario in a worker's data directory. Blocking, but for `follow`."""
 
     def __init__(self, data_dir: Path, scenario: str) -> None:
-        if not is_slug(scenario):
-            raise ConfigurationError(f"{scenario!r} is no scenario name; use letters, digits, - and _, at most 64")
-        self.path = data_dir / "current" / f"{scenario}.lora.json"
-        self._seen: tuple[int, int, int] | None = None
-        self._current: CurrentAdapter | None = None
-
-    def current(self) -> CurrentAdapter | None:
-        """The adapter that is served now; None before the first. Read again only where the file was replaced.
-
-        Raises `ModelUnreadable` (damaged, or a newer worker's), or OSError where the file may not be read.
-        """
-        try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())  # of the open file: the path may lead to another one by now
-                seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-                if seen != self._seen:
-                    self._current, self._seen = self._read(file.read()), seen
-        except FileNotFoundError:
-            self._current = self._seen = None
-        return self._current
+        super().__init__(data_dir, scenario, ".lora.json", _adapter_of)
 
     async def follow(self, *, every: float = _LOOK_AGAIN) -> AsyncGenerator[CurrentAdapter | None]:
         """The adapter that is served now, and each that takes its place; `every` is in seconds. Raises as `current`."""
@@ -105,26 +84,23 @@ class AdapterPointer:
                 last = found
                 yield last
 
-    def _read(self, text: bytes) -> CurrentAdapter:
-        try:
-            served = msgspec.json.decode(text, type=ServedModel)
-            document = msgspec.json.decode(served.model, type=_Document)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ModelUnreadable(f"{self.path} names no adapter: {error}; apply a version again") from error
-        if hashlib.sha256(bytes(served.model)).hexdigest() != served.sha256:
-            raise ModelUnreadable(
-                f"adapter {served.model_id} in {self.path} is not what was served: its SHA-256 differs"
-            )
-        return CurrentAdapter(
-            scenario=served.scenario,
-            model_id=served.model_id,
-            version=served.model_version,
-            sha256=served.sha256,
-            base_model=document.base.name,
-            objective=document.objective,
-            endpoint=None if isinstance(served.endpoint, UnsetType) else served.endpoint,
-            directory=None if isinstance(served.uri, UnsetType) else _local(served.uri) / "adapter",
+
+def _adapter_of(served: ServedModel) -> CurrentAdapter:
+    document = msgspec.json.decode(served.model, type=_Document)
+    if hashlib.sha256(bytes(served.model)).hexdigest() != served.sha256:
+        raise ModelUnreadable(
+            f"adapter {served.model_id} of {served.scenario} is not what was served: its SHA-256 differs"
         )
+    return CurrentAdapter(
+        scenario=served.scenario,
+        model_id=served.model_id,
+        version=served.model_version,
+        sha256=served.sha256,
+        base_model=document.base.name,
+        objective=document.objective,
+        endpoint=None if isinstance(served.endpoint, UnsetType) else served.endpoint,
+        directory=None if isinstance(served.uri, UnsetType) else _local(served.uri) / "adapter",
+    )
 
 
 def _local(uri: str) -> Path:

@@ -7,19 +7,15 @@ document, the old or the new one.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
-
-from worker.errors import ConfigurationError
+from worker.client.current_file import CurrentFile
 from worker.learning import offline_model
 from worker.learning.action_order import LearnedActionOrder, LearnedDependencyProvider
 from worker.learning.advice import Advice
 from worker.learning.offline_model import ModelUnreadable, OfflineModel, RecommendedPath
 from worker.learning.rates import UNVISITED_RATE
-from worker.wire.names import is_slug
 from worker.wire.served import ServedModel
 
 
@@ -70,40 +66,18 @@ def load_model(text: bytes, *, scenario: str, model_id: str, version: int, sha25
     return CurrentModel(scenario=scenario, model_id=model_id, version=version, model=model)
 
 
-class ModelFile:
+class ModelFile(CurrentFile[CurrentModel]):
     """The current model of one scenario in a worker's data directory. Blocking; a look costs two system calls."""
 
     def __init__(self, data_dir: Path, scenario: str) -> None:
-        if not is_slug(scenario):
-            raise ConfigurationError(f"{scenario!r} is no scenario name; use letters, digits, - and _, at most 64")
-        self.path = data_dir / "current" / f"{scenario}.json"
-        self._seen: tuple[int, int, int] | None = None
-        self._current: CurrentModel | None = None
+        super().__init__(data_dir, scenario, ".json", _model_of)
 
-    def current(self) -> CurrentModel | None:
-        """The model that is applied now; None before the first. Read again only where the file was replaced.
 
-        Raises `ModelUnreadable` (damaged, or a newer worker's), or OSError where the file may not be read.
-        """
-        try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())  # of the open file: the path may lead to another one by now
-                seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-                if seen != self._seen:
-                    self._current, self._seen = self._read(file.read()), seen
-        except FileNotFoundError:
-            self._current = self._seen = None
-        return self._current
-
-    def _read(self, text: bytes) -> CurrentModel:
-        try:
-            served = msgspec.json.decode(text, type=ServedModel)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ModelUnreadable(f"{self.path} holds no model: {error}; apply a version again") from error
-        return load_model(
-            bytes(served.model),
-            scenario=served.scenario,
-            model_id=served.model_id,
-            version=served.model_version,
-            sha256=served.sha256,
-        )
+def _model_of(served: ServedModel) -> CurrentModel:
+    return load_model(
+        bytes(served.model),
+        scenario=served.scenario,
+        model_id=served.model_id,
+        version=served.model_version,
+        sha256=served.sha256,
+    )
