@@ -72,7 +72,7 @@ async def test_a_child_that_hangs_and_ignores_sigterm_is_killed(tmp_path: Path) 
     """SIGTERM, grace, SIGKILL for the whole group."""
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     end = await run_script(tmp_path, script, seconds=0.5)
-    assert end == Died("timeout", "it took longer than 0.5 s")
+    assert end == Died("timeout", "it took longer than 0.5 s (SWARM_TRAINING_TIMEOUT)")
 
 
 async def test_a_child_that_runs_out_of_its_memory_says_so(tmp_path: Path) -> None:

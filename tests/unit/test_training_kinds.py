@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ from worker.models.adapter import ADAPTER_DIR
 from worker.models.applicators.noop import NoopApplicator
 from worker.models.applier import Applied as AppliedResult
 from worker.store.port import Model, trigger_key
+from worker.training.child import ChildEnd, ChildLauncher, Died, OnProgress, OnStep, TrainingStep
+from worker.training.recipe import Recipe
 from worker.wire.commands import Apply, Command, Rollback, TrainNow
 from worker.wire.events import Applied, Trained
 
@@ -235,6 +238,58 @@ async def test_a_training_that_is_killed_each_time_is_given_up(tmp_path: Path) -
             run = await ended(world, await world.command("c1", kind="lora"))
         assert (run.state, run.attempts, run.reason) == ("failed", 3, "signal:9")
         assert [path.name for path in (tmp_path / "lora/data").iterdir()] == ["die_always"]
+
+
+class TooSlow(ChildLauncher):
+    """Reaches its time limit of 60 s at each of these steps, of 10 that take 20 s each; then trains to the end."""
+
+    def __init__(self, steps: list[int], after: ChildLauncher) -> None:
+        super().__init__(timeout=60, memory_mb=0, timeout_setting="SWARM_LORA_TIMEOUT")
+        self._steps = steps
+        self._after = after
+
+    async def run(
+        self,
+        run_dir: Path,
+        on_progress: OnProgress,
+        *,
+        output_dir: Path | None = None,
+        on_step: OnStep | None = None,
+    ) -> ChildEnd:
+        """See `ChildLauncher.run`."""
+        if not self._steps:
+            return await self._after.run(run_dir, on_progress, output_dir=output_dir, on_step=on_step)
+        if step := self._steps.pop(0):
+            assert on_step is not None
+            on_step(TrainingStep(step=step, steps=10, loss=0.5, seconds_left=20.0 * (10 - step)))
+        on_progress(0.1, f"step {step} of 10")
+        return Died("timeout", "it took longer than 60 s (SWARM_LORA_TIMEOUT)")
+
+
+@pytest.mark.parametrize(
+    ("steps", "ended_as"),
+    [
+        ([5, 8], ("trained", 3, None)),  # 100 s are left for 120 s, then 40 s for 60 s
+        ([3], ("failed", 1, "step 3 of 10")),  # 140 s are left for 120 s
+        ([0], ("failed", 1, "step 0 of 10")),  # it hangs before the first step
+        ([5, 8, 9], ("failed", 3, "step 9 of 10")),
+    ],
+)
+async def test_a_training_that_reaches_its_time_limit_goes_on_where_it_can_end_so(
+    tmp_path: Path, steps: list[int], ended_as: tuple[str, int, str | None]
+) -> None:
+    """On the same data, from its checkpoint, three times at most; it failed, and the next one began anew."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=("lora",))
+        recipe = world.tools.recipes["lora"]
+        launcher = TooSlow(steps, recipe.launcher)
+        cast("dict[str, Recipe]", world.tools.recipes)["lora"] = dataclasses.replace(recipe, launcher=launcher)
+        await world.feed(30)
+        async with world.running():
+            run = await ended(world, await world.command("c1", kind="lora"))
+        state, attempts, where = ended_as
+        reason = where and f"timeout: it took longer than 60 s (SWARM_LORA_TIMEOUT); it had come to: {where}"
+        assert (run.state, run.attempts, run.reason) == (state, attempts, reason)
 
 
 async def test_equal_data_give_the_same_adapter_and_no_new_version(tmp_path: Path) -> None:

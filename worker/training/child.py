@@ -173,12 +173,14 @@ class ChildLauncher:
         grace: float = 5.0,
         command: Sequence[str] = (sys.executable, "-P", "-s", "-m", "worker.training.trainer"),
         environment: Environment | None = None,
+        timeout_setting: str = "SWARM_TRAINING_TIMEOUT",
     ) -> None:
         """`timeout` and `grace` in seconds; `memory_mb` 0: no limit. `environment` is all that the child sees of ours.
 
         `command` is called with the run's directory and the limits behind it; see `worker.training.commands`.
         """
-        self._timeout = timeout
+        self.timeout = timeout
+        self._timeout_setting = timeout_setting
         self._memory_mb = memory_mb
         self._grace = grace
         self._command = tuple(command)
@@ -212,7 +214,7 @@ class ChildLauncher:
         ended_by_us = ""
         try:
             done, _ = await asyncio.wait(
-                (listener.exited, listener.flooded), timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED
+                (listener.exited, listener.flooded), timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if listener.exited not in done:
                 ended_by_us = "bad_output: it said too much" if listener.flooded in done else "timeout"
@@ -222,7 +224,8 @@ class ChildLauncher:
         code = transport.get_returncode()
         log.info("trainer_ended", pid=pid, returncode=code, ended_by_us=ended_by_us or None)
         if ended_by_us == "timeout":
-            return Died(ended_by_us, f"{listener.tail}\nit took longer than {self._timeout:g} s".strip())
+            said = f"it took longer than {self.timeout:g} s ({self._timeout_setting})"
+            return Died(ended_by_us, f"{listener.tail}\n{said}".strip())
         if ended_by_us:
             return Died(ended_by_us, listener.tail)
         if code != 0:

@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 
 #: Starts of one run after which it is given up: something takes the whole worker down each time.
 _MOST_ATTEMPTS = 10
-#: Starts of one run whose process is killed each time.
-_MOST_KILLED = 3
+#: Starts of one run whose process is killed, or reaches its time limit, each time.
+_MOST_STARTS = 3
 #: Seconds between two words about steps in the log; status and metrics always have the newest.
 _STEPS_LOGGED_EVERY = 30.0
 
@@ -86,7 +86,7 @@ class _Ending:
 
 
 class ProcessKilled(Exception):
-    """The training's process was killed, and has a checkpoint to go on from: the run is back in the queue."""
+    """The training's process was killed, and goes on from its checkpoint: the run is back in the queue."""
 
 
 class Execution:
@@ -126,9 +126,9 @@ class Execution:
             if not work.done():
                 await beat  # raises why the lease is gone
             return await work
-        except (asyncio.CancelledError, ProcessKilled):
+        except (asyncio.CancelledError, ProcessKilled) as error:
             await _stop(work)
-            await self._put_back()
+            await self._put_back(f"interrupted: {error}" if isinstance(error, ProcessKilled) else "interrupted")
             raise
         finally:
             await _stop(work)
@@ -169,10 +169,8 @@ class Execution:
                 on_step=self._on_step,
             )
             match end:
-                case Died(reason) if self._may_go_on(run, reason):
-                    raise ProcessKilled(reason)
                 case Died(reason, detail):
-                    return await self._failed(run, reason, detail)
+                    return await self._died(run, reason, detail)
                 case Finished(result, bytes(model)):
                     return await self._trained(run, given, result, model)
                 case Finished(result, _):
@@ -185,12 +183,25 @@ class Execution:
             log.exception("run_failed_here", run_id=run.run_id)
             return await self._failed(run, f"internal: {type(error).__name__}", str(error))
 
-    def _may_go_on(self, run: Run, reason: str) -> bool:
-        """Whether a killed process is started again: by the kernel for want of memory, or by an operator.
+    async def _died(self, run: Run, reason: str, detail: str) -> _Ending:
+        if self._may_go_on(run, reason):
+            raise ProcessKilled(reason)
+        if reason == "timeout":
+            detail = f"{detail}; it had come to: {self.current.text}"
+        return await self._failed(run, reason, detail)
 
-        Not for ever, since what killed it may be the training itself; and a limit of ours is a limit.
+    def _may_go_on(self, run: Run, reason: str) -> bool:
+        """Whether a process that was killed is started again, on the same data: it goes on from its checkpoint.
+
+        By the kernel for want of memory, by an operator, or by us at its time limit, where the steps that are left fit
+        into the starts that are. Not for ever, since what killed it may be the training itself.
         """
-        return self._recipe.resumes and reason.startswith("signal:") and run.attempts < _MOST_KILLED
+        if not self._recipe.resumes or run.attempts >= _MOST_STARTS:
+            return False
+        if reason == "timeout":
+            step, starts = self.current.step, _MOST_STARTS - run.attempts
+            return step is not None and step.seconds_left <= starts * self._recipe.launcher.timeout
+        return reason.startswith("signal:")
 
     async def _wanted(self, run: Run) -> bool:
         """A command without force trains only where there is news; triggers look before they ask."""
@@ -328,12 +339,14 @@ class Execution:
                 if clock.monotonic() >= held_until:
                     raise LeaseLost(f"lease {self._lease} could not be renewed in time: {error}") from error
 
-    async def _put_back(self) -> None:
+    async def _put_back(self, reason: str) -> None:
         """Back to `queued`, for the next start."""
         # LeaseLost: it had ended, or another owns it. StoreError: a run left `running` is taken over all the same.
         with contextlib.suppress(LeaseLost, StoreError):
-            await self._tools.store.requeue_run(self.current.run.run_id, epoch=self._epoch, reason="interrupted")
-            log.info("run_interrupted", run_id=self.current.run.run_id, scenario=self.current.run.scenario)
+            await self._tools.store.requeue_run(self.current.run.run_id, epoch=self._epoch, reason=reason)
+            log.info(
+                "run_interrupted", run_id=self.current.run.run_id, scenario=self.current.run.scenario, reason=reason
+            )
 
 
 def _lineage(run: Run, given: Frozen, result: TrainingResult) -> dict[str, Any]:

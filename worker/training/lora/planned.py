@@ -60,4 +60,5 @@ def lora_launcher(settings: Settings) -> ChildLauncher:
         memory_mb=settings.lora_memory_mb,
         command=lora_command(settings.lora_python_path, settings.lora_train_script, settings.lora_launcher),
         environment=lora_environment,
+        timeout_setting="SWARM_LORA_TIMEOUT",
     )
