@@ -43,7 +43,10 @@ class LoraSettings(BaseSettings):
 
     # -- how
     lora_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
-    lora_timeout: PositiveDuration = Field(21_600.0, description="longest a LoRA training may take")
+    lora_timeout: PositiveDuration = Field(
+        21_600.0,
+        description="longest a LoRA training may take at a time; it goes on, at most twice, where it can end so",
+    )
     lora_memory_mb: int = Field(0, ge=0, description="address space of a LoRA training; 0: no limit, as CUDA needs it")
     lora_checkpoint_steps: int = Field(
         50, ge=1, description="optimiser steps between checkpoints, which a killed training goes on from"
@@ -83,7 +86,7 @@ class LoraSettings(BaseSettings):
     llama_api_key: SecretStr | None = Field(None, description="its --api-key, and that of servers that we start")
     llama_preset: Path | None = Field(None, description="the --models-preset file of the router, which we write")
     llama_server_path: Path = Field(Path("llama-server"), description="the program, for llama_server and blue_green")
-    llama_host: str = Field("127.0.0.1", description="where servers that we start listen")
+    llama_host: str = Field("127.0.0.1", description="where servers that we start listen; beyond loopback with a key")
     llama_port: int = Field(8080, ge=1, le=65535, description="their port; of blue_green's blue one")
     llama_standby_port: int = Field(8081, ge=1, le=65535, description="the port of blue_green's green one")
     llama_gpu_layers: int = Field(0, ge=0, description="layers on the GPU, of a server that we start")

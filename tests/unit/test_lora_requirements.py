@@ -250,6 +250,20 @@ def test_servers_of_our_own_need_a_program_ports_and_a_single_scenario(
         assert "SWARM_LLAMA_STANDBY_PORT" in refusal(given, llama_port=8081)
 
 
+@pytest.mark.parametrize("applicator", ["llama_server", "blue_green"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "gpu.example"])  # noqa: S104 - nothing is bound
+def test_a_server_of_our_own_is_not_open_to_everybody_on_the_network(
+    flags: dict[str, Any], tmp_path: Path, applicator: str, host: str
+) -> None:
+    given = {**flags, "lora_applicator": applicator, "lora_serving_base": gguf(tmp_path / "base.gguf")}
+    given |= {"llama_server_path": program(tmp_path / "server"), "llama_host": host}
+    for key in (None, ""):
+        assert f"SWARM_LLAMA_API_KEY: with SWARM_LLAMA_HOST={host}, everybody" in refusal(given, llama_api_key=key)
+    WorkerBuilder(load_settings(**given, llama_api_key="secret")).build()
+    for own in ("127.0.0.2", "::1", "localhost"):
+        WorkerBuilder(load_settings(**{**given, "llama_host": own})).build()
+
+
 def test_vllm_and_webhook_need_an_address(flags: dict[str, Any]) -> None:
     assert "SWARM_VLLM_URL" in refusal(flags, lora_applicator="vllm", vllm_url="http://")
     assert "SWARM_WEBHOOK_URL" in refusal(flags, lora_applicator="webhook")

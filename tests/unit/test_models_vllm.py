@@ -53,6 +53,19 @@ async def test_the_adapter_before_stays_loaded_and_older_ones_go(
     assert sorted(server.paths) == ["S@2", "S@3"]
 
 
+async def test_a_server_that_was_given_another_address_is_seen(
+    vllm: VllmApplicator, server: FakeVllm, tmp_path: Path
+) -> None:
+    """It is the same server; but nodes are sent to its old address."""
+    one = register(tmp_path, 1)
+    await vllm.apply(one.model, one.content)
+    moved = VllmApplicator(VllmClient(server.url.replace("127.0.0.1", "localhost"), None), tmp_path, drain_timeout=20)
+    assert await moved.served("S") is None
+    await moved.apply(one.model, one.content)
+    assert await moved.served("S") == one.model.sha256
+    await moved.close()
+
+
 async def test_no_request_loses_its_adapter(
     vllm: VllmApplicator, client: VllmClient, server: FakeVllm, tmp_path: Path
 ) -> None:

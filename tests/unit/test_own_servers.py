@@ -295,6 +295,21 @@ async def test_a_changed_setting_comes_into_force_with_the_next_apply(world: Wor
     assert await world.switching.served("S") == one.model.sha256
 
 
+@pytest.mark.parametrize("which", ["restarting", "switching"])
+async def test_servers_that_nodes_shall_reach_elsewhere_are_started_anew(world: World, which: str) -> None:
+    """Else nodes were sent to the old address for as long as no other adapter is applied."""
+    applicator = getattr(world, which)
+    one = register(world.data_dir, 1)
+    await apply(applicator, one)
+    for server in world.own.values():
+        server.url = server.url.replace("127.0.0.1", "localhost")
+        server._options = replace(server._options, host="localhost")
+    assert await applicator.served("S") is None
+    await apply(applicator, one)
+    assert await applicator.served("S") == one.model.sha256
+    assert world.url() in {server.url for server in world.own.values()}
+
+
 async def test_every_setting_of_our_own_servers_reaches_them(tmp_path: Path) -> None:
     """And the two of blue_green share neither port nor file."""
     settings = load_settings(

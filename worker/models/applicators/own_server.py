@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET
 from pydantic import SecretStr
 
 from worker import crash
@@ -27,7 +28,7 @@ from worker.models.applicators.inference_client import ServerRefused, ServerUnre
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.probe import ProbeResult, probe
 from worker.models.applicators.server_process import ServerProcess
-from worker.wire.served import Endpoint, ServedModel
+from worker.wire.served import ServedModel
 
 log = structlog.get_logger(__name__)
 
@@ -133,7 +134,7 @@ class OwnServer:
 
     async def served(self, document: ServedModel | None) -> str | None:
         """What an applicator's `served` says of the document that names this server; found by asking the server."""
-        if document is None or not isinstance(document.endpoint, Endpoint):
+        if document is None or document.endpoint == UNSET or document.endpoint.url != self.url:
             return None
         content = bytes(document.model)
         command = await self.runs()

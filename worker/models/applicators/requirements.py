@@ -90,6 +90,11 @@ def _own_servers(settings: Settings) -> Iterator[str]:
         )
     if "," in str(settings.data_dir.absolute()):
         yield f"SWARM_DATA_DIR: llama-server splits paths of adapters at commas: {settings.data_dir}; choose another"
+    if not settings.llama_api_key and not is_loopback(settings.llama_host):
+        yield (
+            f"SWARM_LLAMA_API_KEY: with SWARM_LLAMA_HOST={settings.llama_host}, everybody who reaches this machine may "
+            "use the server that we start; set a key, which nodes send too, or let it listen at 127.0.0.1"
+        )
     if chosen == "blue_green" and settings.llama_port == settings.llama_standby_port:
         yield f"SWARM_LLAMA_STANDBY_PORT: {settings.llama_standby_port} is SWARM_LLAMA_PORT too; choose another"
     ports = {"SWARM_LLAMA_PORT": settings.llama_port}

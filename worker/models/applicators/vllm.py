@@ -19,6 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET
 
 from worker.errors import ApplyFailed
 from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterModel, AdapterUnreadable, decode
@@ -64,7 +65,7 @@ class VllmApplicator:
     async def served(self, scenario: str) -> str | None:
         try:
             document = await asyncio.to_thread(self._current.read, scenario)
-            if document is None:
+            if document is None or document.endpoint == UNSET or document.endpoint.url != self._client.url:
                 return None
             content = bytes(document.model)
             adapter = decode(content)
