@@ -199,6 +199,18 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(base: TinyBase, tm
     assert result.metrics["resumed_at_step"] == 0
 
 
+def test_a_checkpoint_outlives_other_surroundings(base: TinyBase, tmp_path: Path) -> None:
+    """Whoever has it checkpointed more often, or puts its results elsewhere, means to go on."""
+    place, other = tmp_path / "run", tmp_path / "other"
+    before = trained(place, config(base.directory, epochs=1), checkpoint_steps=2)
+    (other / "out").mkdir(parents=True)
+    (place / "out" / "checkpoint").rename(other / "out" / "checkpoint")
+    result = trained(other, config(base.directory, epochs=1), checkpoint_steps=3)
+
+    assert result.metrics["resumed_at_step"] > 0
+    assert result.model_sha256 == before.model_sha256
+
+
 def test_a_torn_checkpoint_is_none(base: TinyBase, tmp_path: Path) -> None:
     place = tmp_path / "run"
     (place / "out" / "checkpoint").mkdir(parents=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from structlog.testing import capture_logs
 
 from tests.unit.told_building import RULES, models_of, project, task, tell
 from tests.unit.training_world import opened
@@ -44,14 +45,16 @@ class Champion:
         return b"{}"
 
 
-def recipe_over(store: Store, tmp_path: Path, registry: Any, *, outputs: str = "adapters") -> Recipe:
+def recipe_over(
+    store: Store, tmp_path: Path, registry: Any, *, outputs: str = "adapters", checkpoint_steps: int = 7, rank: int = 16
+) -> Recipe:
     plan = LoraPlan(
-        config=LoraConfig(base_model="base", holdout=RULES.holdout),
+        config=LoraConfig(base_model="base", holdout=RULES.holdout, rank=rank),
         models_of=models_of,
         rules_of=lambda _: RULES,
         runs_dir=tmp_path / "data",
         outputs_dir=tmp_path / outputs,
-        checkpoint_steps=7,
+        checkpoint_steps=checkpoint_steps,
         serving_base=tmp_path / "base.gguf",
     )
     return lora_recipe(store, registry, plan, ChildLauncher(timeout=1, memory_mb=0))
@@ -109,6 +112,50 @@ async def test_an_output_directory_that_was_changed_meanwhile_is_the_one_that_is
         await recipe.freeze(RUN, run_dir)
         await recipe_over(store, tmp_path, Champion(), outputs="elsewhere").freeze(RUN, run_dir)
         assert read_lora_input(run_dir)[0].surroundings.output_dir == str(tmp_path / "elsewhere" / RUN.run_id)
+
+
+async def test_a_run_whose_settings_were_changed_meanwhile_begins_anew_under_the_new_ones(tmp_path: Path) -> None:
+    """Else it would train for days by what the operator took back, and its lineage alone would say so."""
+    async with opened(tmp_path) as store:
+        await tell(store, task("t1"))
+        await project(store)
+        recipe = recipe_over(store, tmp_path, Champion())
+        run_dir = recipe.input_of(RUN.run_id)
+        await recipe.freeze(RUN, run_dir)
+        before, _ = read_lora_input(run_dir)
+        await tell(store, task("t2"), seq=1)
+        await project(store)
+        changed = recipe_over(store, tmp_path, Champion(), rank=8)
+        with capture_logs() as logs:
+            frozen = await changed.freeze(RUN, run_dir)
+        after, _ = read_lora_input(run_dir)
+        assert after.config.rank == 8
+        assert after.train_examples + after.held_out_examples == 4  # what came in meanwhile too
+        assert frozen.lineage["config_sha256"] == after.config.hash == changed.config_hash
+        assert after.shape != before.shape  # so no checkpoint of before is gone on from
+        (said,) = (entry for entry in logs if entry["event"] == "training_begins_anew")
+        assert (said["run_id"], said["changed"]) == (RUN.run_id, ["rank"])
+        with capture_logs() as logs:
+            await changed.freeze(RUN, run_dir)
+        assert logs == []
+
+
+async def test_surroundings_that_were_changed_meanwhile_hold_and_the_training_goes_on(tmp_path: Path) -> None:
+    """They change no adapter: how often it is checkpointed, what converts it, what it is checked against."""
+    async with opened(tmp_path) as store:
+        await tell(store, task("t1"))
+        await project(store)
+        recipe = recipe_over(store, tmp_path, Champion())
+        run_dir = recipe.input_of(RUN.run_id)
+        await recipe.freeze(RUN, run_dir)
+        before, _ = read_lora_input(run_dir)
+        await tell(store, task("t2"), seq=1)
+        await project(store)
+        await recipe_over(store, tmp_path, Champion(), checkpoint_steps=3).freeze(RUN, run_dir)
+        after, _ = read_lora_input(run_dir)
+        around = msgspec.structs.replace(before.surroundings, checkpoint_steps=3)
+        assert after == msgspec.structs.replace(before, surroundings=around)
+        assert after.shape == before.shape  # so the checkpoint of before is gone on from
 
 
 async def test_torn_files_are_frozen_anew(tmp_path: Path) -> None:

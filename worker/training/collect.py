@@ -98,13 +98,17 @@ async def collect(
     return head
 
 
-def frozen_before(run_dir: Path, run: Run) -> TrainingInput | None:
-    """The head of the input that an earlier attempt of this run froze, so that a retry trains on the same data."""
+def frozen_before(run_dir: Path, run: Run, config: TrainingConfig) -> TrainingInput | None:
+    """The head of the input that an earlier attempt of this run froze, so that a retry trains on the same data.
+
+    None where the settings are others now.
+    """
     try:
         head = read_head(run_dir)
     except (OSError, ValueError, msgspec.DecodeError):
         return None
-    return head if (head.run_id, head.analysis.scenario) == (run.run_id, run.scenario) else None
+    same = (head.run_id, head.analysis.scenario, head.config.hash) == (run.run_id, run.scenario, config.hash)
+    return head if same else None
 
 
 async def _freeze_counts(

@@ -26,7 +26,7 @@ def offline_recipe(
     """Trainings of offline models; `runs_dir` holds input and results of each."""
 
     async def freeze(run: Run, run_dir: Path) -> Frozen:
-        given = await asyncio.to_thread(frozen_before, run_dir, run)
+        given = await asyncio.to_thread(frozen_before, run_dir, run, config)
         if given is None:
             champion = await _champion(registry, run.scenario)
             given = await collect(store, run, config=config, champion=champion, run_dir=run_dir)

@@ -118,6 +118,11 @@ class LoraInput(Struct, frozen=True, kw_only=True):
     train_examples: int
     held_out_examples: int
 
+    @property
+    def shape(self) -> str:
+        """What of the input shapes the adapter's weights: a checkpoint may be gone on from while this is the same."""
+        return f"{self.config.hash} {self.train_sha256}"
+
 
 def write_lora_input(run_dir: Path, given: LoraInput) -> None:
     """Put `input.json` in the run's directory, last of all, read-only for the child. Canonical JSON."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from worker.durable import make_private_directory
 from worker.episodes.rules import Rules
@@ -60,9 +61,13 @@ def lora_recipe(store: LoraStore, registry: Registry, plan: LoraPlan, launcher: 
     """Trainings of adapters."""
 
     async def freeze(run: Run, run_dir: Path) -> Frozen:
-        given = await asyncio.to_thread(_frozen_before, run_dir, run, _output_dir(plan, run))
+        around = _surroundings(plan, run)
+        given = await asyncio.to_thread(_frozen_before, run_dir, run, plan.config)
         if given is None:
             given = await _freeze(store, registry, plan, run, run_dir)
+        elif given.surroundings != around:  # they change no adapter, so it goes on where it was, as they are now
+            given = replace(given, surroundings=around)
+            await asyncio.to_thread(write_lora_input, run_dir, given)
         return Frozen(facts=given.facts, lineage=_lineage(given), manifest=run_dir / MANIFEST_FILE)
 
     return Recipe(
@@ -84,12 +89,7 @@ async def _freeze(store: LoraStore, registry: Registry, plan: LoraPlan, run: Run
         run_id=run.run_id,
         scenario=run.scenario,
         config=plan.config,
-        surroundings=LoraSurroundings(
-            output_dir=_output_dir(plan, run),
-            checkpoint_steps=plan.checkpoint_steps,
-            converter=plan.converter,
-            serving_base=None if plan.serving_base is None else str(plan.serving_base.absolute()),
-        ),
+        surroundings=_surroundings(plan, run),
         champion=champion,
         window=Window(lo=run.window_lo, hi=max(run.window_hi, facts.last_batch_no)),
         facts=FrozenFacts(
@@ -122,23 +122,39 @@ async def _champion(registry: Registry, scenario: str) -> LoraChampion | None:
     return LoraChampion(model_id=live.model_id, sha256=live.sha256, directory=str(adapter_directory(live).parent))
 
 
-def _output_dir(plan: LoraPlan, run: Run) -> str:
-    return str((plan.outputs_dir / run.run_id).absolute())
+def _surroundings(plan: LoraPlan, run: Run) -> LoraSurroundings:
+    return LoraSurroundings(
+        output_dir=str((plan.outputs_dir / run.run_id).absolute()),
+        checkpoint_steps=plan.checkpoint_steps,
+        converter=plan.converter,
+        serving_base=None if plan.serving_base is None else str(plan.serving_base.absolute()),
+    )
 
 
-def _frozen_before(run_dir: Path, run: Run, output_dir: str) -> LoraInput | None:
-    """What an earlier attempt of this run froze: a retry trains on the same data, and goes on from a checkpoint."""
+def _frozen_before(run_dir: Path, run: Run, config: LoraConfig) -> LoraInput | None:
+    """What an earlier attempt of this run froze: a retry trains on the same data, and goes on from a checkpoint.
+
+    None where the settings are others now. Whoever changes them and starts the worker anew means this training too.
+    """
     try:
         given, _ = read_lora_input(run_dir)
     except (OSError, ValueError, msgspec.DecodeError):
         return None
     if (given.run_id, given.scenario) != (run.run_id, run.scenario):
         return None
-    if given.surroundings.output_dir != output_dir:  # the setting was changed: its results would be looked for here
+    if given.config.hash != config.hash:
+        log.warning(
+            "training_begins_anew", run_id=run.run_id, scenario=run.scenario, begun_with=given.config.hash,
+            config_sha256=config.hash, changed=_changed(given.config, config),
+        )  # fmt: skip
         return None
     # The champion of then may have been retired since.
     gone = given.champion is not None and not Path(given.champion.directory).is_dir()
     return None if gone else given
+
+
+def _changed(before: LoraConfig, now: LoraConfig) -> list[str]:
+    return [name for name in LoraConfig.__struct_fields__ if getattr(before, name) != getattr(now, name)]
 
 
 def _lineage(given: LoraInput) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class _Training:
                 _loss_of(model, config, encoder.pad),
                 schedule=self._schedule(len(examples)),
                 learning_rate=config.learning_rate,
-                checkpoints=Checkpoints(self._output, identity=identity_of(self._input_sha256, base, device)),
+                checkpoints=Checkpoints(self._output, identity=identity_of(self._given.shape, base, device)),
                 checkpoint_steps=self._given.surroundings.checkpoint_steps,
                 on_step=self._on_step(len(examples)),
                 world=world,
@@ -206,11 +206,11 @@ class _Training:
         self._report(1.0, "done")
 
 
-def identity_of(input_sha256: str, base: Base, device: torch.device) -> str:
-    """Of what a checkpoint is of: another input, base, library or device would give another adapter."""
+def identity_of(shape: str, base: Base, device: torch.device) -> str:
+    """Of what a checkpoint is of: other examples, settings, base, libraries or device would give another adapter."""
     libraries = " ".join(f"{name} {version}" for name, version in _library_versions().items())
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{input_sha256} {base.document.sha256} {libraries} on {kind}"
+    return f"{shape} {base.document.sha256} {libraries} on {kind}"
 
 
 def _library_versions() -> dict[str, str]:
