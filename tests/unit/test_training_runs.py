@@ -372,7 +372,7 @@ async def test_a_model_that_is_found_at_start_just_as_its_run_hands_it_over_is_g
             run = await ended(world, await world.command("c1"))
         (model,) = await store.models("S")
         again = worker_over(store, tmp_path, boot="boot2", mode="auto")
-        handing = HandOver(store, again.applier, again.tools.clock)
+        handing = HandOver(store, again.registry, again.applier, again.tools.clock)
         recovering = asyncio.create_task(handing.recover("S", "offline"))
         if first == "recover":
             await asyncio.sleep(0)

@@ -23,7 +23,7 @@ from worker.cli.common import (
     when,
 )
 from worker.errors import NotFound
-from worker.models.files import read_adapter
+from worker.models.files import ModelFiles, read_adapter
 from worker.settings import Settings
 from worker.store.port import Model, ModelKind, Store
 
@@ -46,7 +46,7 @@ def models(
 
 
 async def _list(settings: Settings, scenario: str | None, kind: ModelKind | None, limit: int, as_json: bool) -> None:
-    listed = []
+    listed, files = [], ModelFiles(settings.data_dir)
     async with reading_store(settings) as store:
         if scenario is not None:
             await known_scenario(store, scenario)
@@ -54,7 +54,7 @@ async def _list(settings: Settings, scenario: str | None, kind: ModelKind | None
             aliases = await store.aliases(name)
             for model in await store.models(name, kind=kind, limit=limit):
                 names = [alias for alias, model_id in aliases.items() if model_id == model.model_id]
-                listed.append((model, names))
+                listed.append((files.located(model), names))
     if as_json:
         print_json([{**_fields(model), "aliases": names} for model, names in listed])
         return
@@ -91,6 +91,7 @@ async def _show(settings: Settings, name: str, scenario: str | None, as_json: bo
         model = await store.model(name)
         if model is None:
             model = await _by_version_or_alias(store, name, one_scenario(scenario, settings))
+    model = ModelFiles(settings.data_dir).located(model)
     fields = _fields(model) | ({"adapter": _adapter(model)} if model.kind == "lora" else {})
     if as_json:
         print_json(fields)

@@ -22,8 +22,8 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Struct, UnsetType
@@ -63,15 +63,15 @@ class CurrentAdapter:
     objective: str
     #: Whom to ask, and under which name; None where the worker only leaves the files.
     endpoint: Endpoint | None
-    #: Where its files lie on the worker's machine: `peft/`, and `adapter.gguf` for llama.cpp.
-    directory: Path | None
+    #: Where its files lie in the data directory: `peft/`, and `adapter.gguf` for llama.cpp.
+    directory: Path
 
 
 class AdapterPointer(CurrentFile[CurrentAdapter]):
     """The current adapter of one scenario in a worker's data directory. Blocking, but for `follow`."""
 
     def __init__(self, data_dir: Path, scenario: str) -> None:
-        super().__init__(data_dir, scenario, ".lora.json", _adapter_of)
+        super().__init__(data_dir, scenario, ".lora.json", partial(_adapter_of, models=data_dir / "models" / scenario))
 
     async def follow(self, *, every: float = _LOOK_AGAIN) -> AsyncGenerator[CurrentAdapter | None]:
         """The adapter that is served now, and each that takes its place; `every` is in seconds. Raises as `current`."""
@@ -85,7 +85,7 @@ class AdapterPointer(CurrentFile[CurrentAdapter]):
                 yield last
 
 
-def _adapter_of(served: ServedModel) -> CurrentAdapter:
+def _adapter_of(served: ServedModel, *, models: Path) -> CurrentAdapter:
     document = msgspec.json.decode(served.model, type=_Document)
     if hashlib.sha256(bytes(served.model)).hexdigest() != served.sha256:
         raise ModelUnreadable(
@@ -99,9 +99,6 @@ def _adapter_of(served: ServedModel) -> CurrentAdapter:
         base_model=document.base.name,
         objective=document.objective,
         endpoint=None if isinstance(served.endpoint, UnsetType) else served.endpoint,
-        directory=None if isinstance(served.uri, UnsetType) else _local(served.uri) / "adapter",
+        # Not where `uri` says: the directory may be mounted here at another path than at the worker's.
+        directory=models / str(served.model_version) / "adapter",
     )
-
-
-def _local(uri: str) -> Path:
-    return Path(unquote(urlsplit(uri).path))

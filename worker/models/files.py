@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from worker import crash
 from worker.durable import make_private_directory, read_file, refuse_links, sync_directory, write_new
@@ -67,6 +68,13 @@ class ModelFiles:
     def uri(self, scenario: str, version: int) -> str:
         """The file URI of a version's model file's directory."""
         return self.directory(scenario, version).as_uri()
+
+    def located(self, model: Model) -> Model:
+        """The model with the URI of where it lies now: the row has that of the day it was made.
+
+        The data directory may have been restored from a backup, or mounted, elsewhere since.
+        """
+        return replace(model, uri=self.uri(model.scenario, model.version))
 
     def publish(
         self,

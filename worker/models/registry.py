@@ -61,10 +61,10 @@ class Registry:
         model_id = model_id_of(run.scenario, run.kind, sha256)
         known = await self._store.model(model_id)
         if known is not None:
-            return known
+            return self._files.located(known)
         newest = await self._store.models(run.scenario, limit=1)
         version = newest[0].version + 1 if newest else 1
-        parent = await self._store.models(run.scenario, kind=run.kind, limit=1)
+        parent = await self.newest(run.scenario, run.kind)
         manifest = Manifest(
             model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
             sha256=sha256, size=len(content), created_at_ms=now_ms,
@@ -75,7 +75,7 @@ class Registry:
         return Model(
             model_id=model_id, scenario=run.scenario, version=version, kind=run.kind, run_id=run.run_id,
             created_at_ms=now_ms, uri=self._files.uri(run.scenario, version), sha256=sha256,
-            lineage={**lineage, "parent": parent[0].model_id if parent else None},
+            lineage={**lineage, "parent": None if parent is None else parent.model_id},
             metrics=dict(metrics), gate_verdict=verdict.verdict, gate_reasons=list(verdict.reasons),
         )  # fmt: skip
 
@@ -84,7 +84,7 @@ class Registry:
         model = await self._store.model(model_id)
         if model is None:
             raise NotFound(f"there is no model {model_id!r}; list them with: swarm-worker models")
-        return model
+        return self._files.located(model)
 
     async def find(self, scenario: str, name: str) -> Model:
         """A model of the scenario by id, by version number or by alias (`champion`, `lora-champion`, ...)."""
@@ -94,7 +94,7 @@ class Registry:
         if name.isdecimal() and len(name) < 10:  # noqa: PLR2004 - an id has 32 digits, a version never that many
             for model in await self._store.models(scenario, limit=_ROWS):
                 if model.version == int(name):
-                    return model
+                    return self._files.located(model)
         else:
             model = await self.get(name)
             if model.scenario == scenario:
@@ -110,6 +110,11 @@ class Registry:
                 f"scenario {scenario} has no model that waits to be applied; list them with: swarm-worker models"
             )
         return max([await self.get(model_id) for model_id in waiting], key=lambda model: model.version)
+
+    async def newest(self, scenario: str, kind: ModelKind) -> Model | None:
+        """The newest model of this kind, if any."""
+        rows = await self._store.models(scenario, kind=kind, limit=1)
+        return self._files.located(rows[0]) if rows else None
 
     async def champion(self, scenario: str, kind: ModelKind) -> Model | None:
         """The model of this kind that is live, if any."""

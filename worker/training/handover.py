@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from worker.clock import Clock, after
 from worker.errors import ApplyFailed, StoreError, StoreUnavailable
 from worker.models.applier import Applier, ApplyResult, ApplySkipped
+from worker.models.registry import Registry
 from worker.store.port import Model, ModelKind, Run, Store
 
 log = structlog.get_logger(__name__)
@@ -25,8 +26,9 @@ _MOST_ANSWERS = 100
 class HandOver:
     """One for all scenarios; one model of a kind at a time in each."""
 
-    def __init__(self, store: Store, applier: Applier, clock: Clock) -> None:
+    def __init__(self, store: Store, registry: Registry, applier: Applier, clock: Clock) -> None:
         self._store = store
+        self._registry = registry
         self._applier = applier
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -68,11 +70,13 @@ class HandOver:
     async def recover(self, scenario: str, kind: ModelKind) -> None:
         """Hand over a newest model whose run had ended when the last life did, and which was not handed over."""
         async with self._turns[scenario, kind]:
-            for model in await self._store.models(scenario, kind=kind, limit=1):
-                deployed = await self._store.deployments(scenario, kind=kind, limit=1000)
-                run = await self._store.run(model.run_id)
-                if run is not None and model.model_id not in {row.model_id for row in deployed}:
-                    await self._give(run, model)
+            model = await self._registry.newest(scenario, kind)
+            if model is None:
+                return
+            deployed = await self._store.deployments(scenario, kind=kind, limit=1000)
+            run = await self._store.run(model.run_id)
+            if run is not None and model.model_id not in {row.model_id for row in deployed}:
+                await self._give(run, model)
 
     async def stop(self) -> None:
         """Cut short what goes on; the next start carries it on."""

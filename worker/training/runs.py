@@ -79,7 +79,7 @@ class RunManager:
         self._retries: dict[str, _Retry] = {}
         self._woken = asyncio.Event()
         self._ended: dict[str, asyncio.Event] = {}
-        self._handing = HandOver(tools.store, applier, tools.clock)
+        self._handing = HandOver(tools.store, tools.registry, applier, tools.clock)
         self.stats = RunStats()
 
     @property

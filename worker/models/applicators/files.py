@@ -11,13 +11,11 @@ import asyncio
 import hashlib
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
-
-from msgspec import UnsetType
 
 from worker.models.adapter import ADAPTER_DIR, decode
 from worker.models.adapter_files import check_adapter
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
+from worker.models.files import ModelFiles
 from worker.store.port import Model
 from worker.wire.served import ServedModel
 
@@ -29,6 +27,7 @@ class FilesApplicator:
 
     def __init__(self, data_dir: Path, kind: Literal["offline", "lora"] = "offline") -> None:
         self._current = CurrentDocuments(data_dir, kind)
+        self._files = ModelFiles(data_dir)
 
     def path(self, scenario: str) -> Path:
         """The file of a scenario; ValueError for a scenario that is no slug."""
@@ -50,7 +49,7 @@ class FilesApplicator:
             return "unreadable"  # something is there, and it is no model of ours: no hash equals it
         if document is None:
             return None
-        if document.kind == "lora" and (damage := _damage(document)) is not None:
+        if document.kind == "lora" and (damage := self._damage(document)) is not None:
             return f"an adapter that is damaged: {damage}"
         return hashlib.sha256(bytes(document.model)).hexdigest()
 
@@ -60,14 +59,13 @@ class FilesApplicator:
     async def close(self) -> None:
         """Nothing is open."""
 
-
-def _damage(document: ServedModel) -> str | None:
-    """What is wrong with the files of an adapter that the document leads to."""
-    if isinstance(document.uri, UnsetType):
-        return "the document does not say where its files lie"
-    directory = Path(unquote(urlsplit(document.uri).path)) / ADAPTER_DIR
-    try:
-        check_adapter(decode(bytes(document.model)), directory)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
+    def _damage(self, document: ServedModel) -> str | None:
+        """What is wrong with the files of an adapter that the document leads to."""
+        directory = self._files.directory(document.scenario, document.model_version)
+        if document.uri != directory.as_uri():
+            return f"its files lie in {directory}, and the document leads elsewhere"
+        try:
+            check_adapter(decode(bytes(document.model)), directory / ADAPTER_DIR)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None

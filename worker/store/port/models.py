@@ -27,7 +27,7 @@ class Model(Struct, kw_only=True):
     kind: ModelKind
     run_id: str
     created_at_ms: int
-    uri: str  # file:///.../models/<scenario>/<version>
+    uri: str  # file:///.../models/<scenario>/<version>; of a stored row as it was then, `ModelFiles.located` says now
     sha256: str  # of the model file
     lineage: dict[str, Any]  # window, counts, hashes, config, seed, versions, parent
     metrics: dict[str, Any]
