@@ -79,6 +79,14 @@ def test_whatever_they_bring_nobody_brings_more_than_the_share(episodes: dict[st
     assert producer_weights(backwards, share) == weights
 
 
+def test_whoever_brings_alone_what_others_could_have_brought_is_above_its_share() -> None:
+    alone = {"flood": ProducerTotals(episodes=1_000)}
+    assert producer_weights(alone, 0.3) == {}
+    assert producer_weights(alone, 0.3, among=3) == {}
+    assert producer_weights(alone, 0.3, among=4) == {"flood": WHOLE * ALWAYS // 1_000}
+    assert producer_weights({}, 0.3, among=4) == {}
+
+
 def test_sessions_have_their_share_too() -> None:
     """Of the newest ones that an analysis reads."""
     assert sessions_of_one(totals(a=5), 0.33, 20) is None

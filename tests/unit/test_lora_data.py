@@ -157,6 +157,26 @@ async def test_one_producer_does_not_decide_what_is_taught(tmp_path: Path) -> No
         assert sum(row.actions[0] == "lie" for row in all_of_it) > 0.5 * len(all_of_it)
 
 
+async def test_one_producer_does_not_decide_what_is_unlearnt(tmp_path: Path) -> None:
+    """The failed attempts of all groups are its own; those that succeeded are of others."""
+    async with opened(tmp_path) as store:
+        for number, producer in enumerate("abcd"):
+            names = [f"{producer}{n}" for n in range(100)]
+            good = [one for name in names for one in task(name, target=name, group_id=name)]
+            bad = [one for name in names for one in task(f"f{name}", BAD, target=name, group_id=name)]
+            await tell(store, good, producer=producer, seq=number)
+            await tell(store, bad, producer="flood", seq=number)
+        await project(store)
+        whole, _, before = await written(store, tmp_path / "whole", DPO)
+        config = msgspec.structs.replace(DPO, producer_share=0.3)
+        train, _, manifest = await written(store, tmp_path / "data", config)
+        assert len(whole) > 200
+        assert 99 <= len(train) <= 100  # as many as anybody may bring; the weight is rounded down
+        assert manifest.files[TRAIN_FILE].capped == {"flood": len(whole) - len(train)}
+        assert len(manifest.files[TRAIN_FILE].episodes) == 2 * len(train)
+        assert len(before.files[TRAIN_FILE].episodes) == 2 * len(whole)
+
+
 async def test_the_newest_episodes_are_taken_and_the_older_ones_are_told_of(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         for n in range(20):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+
 from tests.unit.sqlite_building import damage
 from tests.unit.told_building import RULES, models_of, project, task, tell
 from tests.unit.training_world import opened
@@ -78,6 +80,48 @@ def test_what_others_say_too_is_not_taken_from_a_loud_producer() -> None:
     assert sum(row.prompt.startswith("shared") for row in train.rows) == 100
     assert 0 < sum(row.prompt.startswith("flood") for row in train.rows) < 300
     assert train.capped.keys() == {"f"}
+
+
+def pair(name: str, *, chosen: str, rejected: str) -> Told:
+    """A preference; `chosen` and `rejected` are who told these answers."""
+    data = TrainingData.dpo(name, f"{name} right", f"{name} wrong")
+    return Told(
+        data, "dpo", f"{name}+", [], frozenset(chosen), held_out=False,
+        rejected_episode_id=f"{name}-", rejected_producers=frozenset(rejected),
+    )  # fmt: skip
+
+
+def test_whoever_tells_the_unwanted_answers_is_held_to_its_share_of_them() -> None:
+    gathered = Gathered()
+    for n in range(800):
+        gathered.add(pair(f"flood{n}", chosen="abcd"[n % 4], rejected="f"))
+    for n in range(400):
+        gathered.add(pair(f"honest{n}", chosen="abcd"[n % 4], rejected="abcd"[n // 4 % 4]))
+    train, _ = gathered.sides(0.3)
+    lies = sum(row.prompt.startswith("flood") for row in train.rows)
+    assert 100 < lies <= 0.3 * len(train.rows)
+    assert len(train.rows) == 400 + lies
+    assert train.capped == {"f": 800 - lies}
+
+
+def test_whoever_tells_all_unwanted_answers_brings_no_more_of_them_than_anybody_may() -> None:
+    """A hundred, as of a producer that is new: nobody else told any, so there is no share to be had."""
+    gathered = Gathered()
+    for n in range(800):
+        gathered.add(pair(f"{n}", chosen="abcd"[n % 4], rejected="f"))
+    train, _ = gathered.sides(0.3)
+    assert len(train.rows) == 100
+    assert train.capped == {"f": 700}
+    assert len(gathered.sides(1.0)[0].rows) == 800
+
+
+def test_a_pair_is_of_both_of_its_episodes() -> None:
+    gathered = Gathered()
+    for n in range(2):
+        gathered.add(msgspec.structs.replace(pair("p", chosen="a", rejected="b"), rejected_episode_id=f"p-{n}"))
+    train, _ = gathered.sides(1.0)
+    assert train.episodes == ["p+", "p-0", "p-1"]
+    assert [(row.episodes, row.times) for row in train.rows] == [(["p+", "p+"], 2)]
 
 
 async def test_an_episode_has_its_own_records_and_no_neighbours(tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ class DpoLearnModel(LearnModel):
             raise ConversionError(f"chosen and rejected ({pair.rejected.episode_id}) say the same")
         lora = next((action.lora for action in chosen.actions if action.lora is not None), None)
         example = TrainingData.dpo_with_system(self.system_prompt, wanted[0], wanted[1], unwanted[1])
-        return example.with_metadata(metadata_of(pair.chosen, lora=lora))
+        metadata = metadata_of(pair.chosen, lora=lora)
+        return example.with_metadata(msgspec.structs.replace(metadata, rejected_episode_id=pair.rejected.episode_id))
 
     def convert_batch(self, episodes: Iterable[tuple[Episode, EpisodeContext]]) -> Converted:
         """Pair the episodes, convert the pairs, and say which episodes found no partner."""

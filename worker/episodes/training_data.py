@@ -20,7 +20,8 @@ class TrainingFormat(Enum):
 class TrainingMetadata(Struct, frozen=True, kw_only=True):
     """Where an example comes from."""
 
-    episode_id: str | None = None
+    episode_id: str | None = None  # of a preference the chosen one's
+    rejected_episode_id: str | None = None
     model: str | None = None  # the learn model that made it
     lora: str | None = None  # the adapter in use when the episode was lived
     outcome_score: float | None = None

@@ -27,20 +27,22 @@ class ProducerTotals(Struct, frozen=True, kw_only=True):
     sessions: int = 0  # whose end it told
 
 
-def producer_weights(totals: Mapping[str, ProducerTotals], share: float) -> dict[str, int]:
+def producer_weights(totals: Mapping[str, ProducerTotals], share: float, *, among: int = 0) -> dict[str, int]:
     """The weight of each producer that is capped, in billionths; the others count whole.
 
     None brings more than `share` (0-1) of what all together bring after the cap, but for `ALWAYS`. Fewer producers
     than 1 / share are not capped: that could not be reached, and no majority could tell who is right. A producer's size
     is its episodes; where they are longer than usual (the median over the producers), as many episodes of the usual
-    length as it has actions, since each action counts too.
+    length as it has actions, since each action counts too. `among`: how many producers there are, where those that
+    brought none of this could have. Then whoever brings it alone is above its share too.
     """
     present = {name: one for name, one in sorted(totals.items()) if one.episodes > 0}
-    if not _applies(share, len(present)):
+    if not present or not _applies(share, max(among, len(present))):
         return {}
     usual = median(one.actions / one.episodes for one in present.values())
     sizes = {name: max(float(one.episodes), one.actions / usual if usual else 0.0) for name, one in present.items()}
-    most = max(_level([*sizes.values()], share), float(ALWAYS))
+    none = [0.0] * (among - len(present))
+    most = max(_level([*sizes.values(), *none], share), float(ALWAYS))
     return {name: int(WHOLE * most / size) for name, size in sizes.items() if size > most}
 
 

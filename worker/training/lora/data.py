@@ -141,20 +141,26 @@ class _Gathering:
         by_id = {lived.episode.episode_id: lived for lived in several}
         for example in converted.examples:  # one that names no episode counts as the first one's
             lived = by_id.get(example.metadata.episode_id or "", several[0])
-            self._gathered.add(_told(model, lived, example, held_out=held_out))
+            rejected = by_id.get(example.metadata.rejected_episode_id or "", lived)
+            self._gathered.add(_told(model, lived, rejected, example, held_out=held_out))
 
 
 def _successes(model: LearnModel) -> EpisodeFilter:
     return EpisodeFilter(learn_model=model.name, outcome="success")
 
 
-def _told(model: LearnModel, lived: Lived, example: TrainingData, *, held_out: bool) -> Told:
+def _told(model: LearnModel, lived: Lived, rejected: Lived, example: TrainingData, *, held_out: bool) -> Told:
     episode = lived.episode
-    return Told(
+    told = Told(
         data=example,
         learn_model=model.name,
         episode_id=episode.episode_id,
         actions=episode.actions if example.chosen == ARROW.join(episode.actions) else [],
         producers=lived.producers,
         held_out=held_out,
+    )
+    if example.rejected is None:
+        return told
+    return msgspec.structs.replace(
+        told, rejected_episode_id=rejected.episode.episode_id, rejected_producers=rejected.producers
     )

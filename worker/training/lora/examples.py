@@ -6,7 +6,7 @@ Pure, and free of the order in which records came: rows stand in the order of a 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 import msgspec
@@ -27,10 +27,13 @@ class Told(Struct, frozen=True):
     actions: list[str]  # see LoraExample
     producers: frozenset[str]  # who sent its records
     held_out: bool
+    #: Of a pair the rejected one's.
+    rejected_episode_id: str | None = None
+    rejected_producers: frozenset[str] = frozenset()
 
 
 class Side(Struct, frozen=True):
-    """The rows of one file, the episodes they were made of, and how many rows of which producer were left out."""
+    """The rows of one file, all episodes that they were made of, and how many rows of which producer were left out."""
 
     rows: list[LoraExample]
     episodes: list[str]
@@ -40,7 +43,8 @@ class Side(Struct, frozen=True):
 class _Row(Struct):
     example: LoraExample
     episodes: list[str]
-    producers: set[str]
+    rejected_episodes: set[str]
+    tellers: tuple[set[str], set[str]]  # the producers of the wanted answer, and of the unwanted one
 
 
 class Gathered:
@@ -66,7 +70,7 @@ class Gathered:
                 actions=told.actions,
                 episodes=[],
             )
-            row = rows[key] = _Row(example, [], set())
+            row = rows[key] = _Row(example, [], set(), (set(), set()))
             texts = (data.system, data.prompt, data.chosen, data.rejected)
             self.text_bytes += sum(len(text.encode()) for text in texts if text is not None)
         else:
@@ -74,7 +78,10 @@ class Gathered:
             if told.learn_model < row.example.learn_model:  # whoever came first must make no difference
                 row.example = replace(row.example, learn_model=told.learn_model, actions=told.actions)
         row.episodes.append(told.episode_id)
-        row.producers |= told.producers
+        if told.rejected_episode_id is not None:
+            row.rejected_episodes.add(told.rejected_episode_id)
+        for tellers, producers in zip(row.tellers, (told.producers, told.rejected_producers), strict=True):
+            tellers.update(producers)
 
     def sides(self, producer_share: float) -> tuple[Side, Side]:
         """What is trained on, and what is held out."""
@@ -96,20 +103,31 @@ def _side(rows: Mapping[bytes, _Row], producer_share: float) -> Side:
             replace(row.example, episodes=sorted(row.episodes)[:EPISODES_NAMED], times=len(row.episodes))
             for row in kept
         ],
-        episodes=sorted({episode for row in kept for episode in row.episodes}),
-        capped={producer: len(keys) for producer, keys in sorted(capped.items()) if keys},
+        episodes=sorted({episode for row in kept for episode in (*row.episodes, *row.rejected_episodes)}),
+        capped={producer: len(keys) for producer, keys in sorted(capped.items())},
     )
 
 
 def _above_the_share(rows: Mapping[bytes, _Row], share: float) -> dict[str, list[bytes]]:
-    """Rows to leave out, by producer: only such as it alone told, for what others say too is not its doing."""
-    told = Counter(producer for row in rows.values() for producer in row.producers)
-    weights = producer_weights({name: ProducerTotals(episodes=number) for name, number in told.items()}, share)
-    above = {}
-    for producer, weight in weights.items():
-        most = told[producer] * weight // WHOLE
-        alone = sorted(key for key, row in rows.items() if row.producers == {producer})
-        above[producer] = alone[: told[producer] - most]
+    """Rows to leave out, by producer: only such as it alone told, for what others say too is not its doing.
+
+    Of a pair either answer alone: whoever tells all unwanted answers decides what is unlearnt.
+    """
+    left = dict(rows)
+    among = len({producer for row in rows.values() for tellers in row.tellers for producer in tellers})
+    above: dict[str, list[bytes]] = defaultdict(list)
+    before = -1
+    while len(left) != before:  # with fewer rows a producer may be above its share of the other answers
+        before = len(left)
+        for side in (0, 1):
+            told = Counter(producer for row in left.values() for producer in row.tellers[side])
+            totals = {name: ProducerTotals(episodes=number) for name, number in told.items()}
+            for producer, weight in producer_weights(totals, share, among=among).items():
+                most = told[producer] * weight // WHOLE
+                alone = sorted(key for key, row in left.items() if row.tellers[side] == {producer})
+                for key in alone[: told[producer] - most]:
+                    above[producer].append(key)
+                    del left[key]
     return above
 
 

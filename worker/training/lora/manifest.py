@@ -21,7 +21,7 @@ class ManifestFile(Struct, frozen=True, kw_only=True):
     sha256: str
     examples: int  # rows
     lived: int  # examples that they stand for, repeated ones counted
-    episodes: list[str]  # all that are taught from, sorted
+    episodes: list[str]  # all that are taught from, of pairs both, sorted
     capped: dict[str, int]  # rows left out, by the producer that had brought more than its share
 
 
