@@ -37,6 +37,7 @@ from worker.learning.triggers import TrainTrigger
 from worker.life import Parts, Worker
 from worker.models.announce import Announcer
 from worker.models.applicators.chosen import lora_applicator, offline_applicator
+from worker.models.applicators.endpoint import CurrentDocuments
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
 from worker.models.files import ModelFiles
@@ -202,6 +203,7 @@ class _Kit:
             mode_of=lambda name: apply_mode_of(settings, name),
             max_history=settings.max_history,
             health_window=HealthWindow(settings.lora_health_window, clock),
+            endpoint_of=CurrentDocuments(settings.data_dir, "lora").endpoint_of,
             on_event=relay.wake,
         )
         book = TriggerBook(store)

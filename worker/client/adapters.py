@@ -11,8 +11,8 @@ does, and keeps the adapter before it answering for a while. So a node that look
         url, name = current.endpoint.url, current.endpoint.model
     client.post(f"{url}/v1/chat/completions", json={"model": name, "messages": messages})
 
-A node without that directory follows `learning.applied` of kind `lora`: the router and vLLM serve an adapter as
-`<scenario>@<model_version>`. With `SWARM_LORA_APPLICATOR=files` there is no endpoint: whoever serves the files takes
+A node without that directory follows the events `learning.applied` and `learning.rolled_back`, which name the same
+endpoint (`following.LiveAdapter`). With `SWARM_LORA_APPLICATOR=files` there is none: whoever serves the files takes
 `current.directory`, and `async for current in pointer.follow():` tells when to take the next one.
 """
 

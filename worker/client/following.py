@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
-from msgspec import Raw
+from msgspec import Raw, UnsetType
 
 from worker.client.models import CurrentModel, load_model
 from worker.learning.offline_model import ModelUnreadable
-from worker.wire.events import Applied, Event, RolledBack, Trained, decode_event
+from worker.wire.events import Applied, Event, EventData, RolledBack, Trained, decode_event
+from worker.wire.served import Endpoint
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +77,7 @@ class EventFollower:
 class LiveModel:
     """Which offline model of one scenario is live, told by events: feed it every event, read `current`.
 
-    An adapter beside it is followed by `adapters.AdapterPointer`.
+    An adapter beside it is followed by `LiveAdapter`.
     """
 
     def __init__(self, scenario: str) -> None:
@@ -91,17 +92,12 @@ class LiveModel:
     def take(self, event: Event) -> bool:
         """Note what the event says; True where the live model changed."""
         data = event.data
-        if isinstance(data, dict) or data.scenario != self.scenario:
-            return False
         if isinstance(data, Trained):
-            self._remember(data)
+            if data.scenario == self.scenario:
+                self._remember(data)
             return False
-        if isinstance(data, Applied) and data.verified and data.kind == "offline":
-            return self._is_live(data.model_id)
-        if isinstance(data, RolledBack) and data.details.get("kind", "offline") == "offline":
-            live = data.details.get("live_model_id")
-            return isinstance(live, str) and self._is_live(live)
-        return False
+        told = _live(data, self.scenario, "offline")
+        return told is not None and self._is_live(told[0])
 
     def _remember(self, trained: Trained) -> None:
         if trained.kind != "offline" or not isinstance(trained.model, Raw):
@@ -131,3 +127,43 @@ class LiveModel:
         self._known.move_to_end(model_id)
         self.current = model
         return True
+
+
+class LiveAdapter:
+    """Whom to ask for the adapter of one scenario, told by events: feed it every event, read `endpoint`.
+
+    A node that sees the worker's data directory reads `adapters.AdapterPointer` instead: it is right from the first
+    look on, and a little earlier at each swap. An event comes once the adapter counts as live; the server of the one
+    before may be gone by then where `blue_green` or `llama_server` serve.
+    """
+
+    def __init__(self, scenario: str) -> None:
+        self.scenario = scenario
+        #: Id of the live adapter; None until an event names one.
+        self.model_id: str | None = None
+        #: Whom to ask; None where no server is known: ask the base model. Where it does not answer, do the same.
+        self.endpoint: Endpoint | None = None
+
+    def take(self, event: Event) -> bool:
+        """Note what the event says; True where the live adapter changed, or its server."""
+        told = _live(event.data, self.scenario, "lora")
+        if told is None or told == (self.model_id, self.endpoint):
+            return False
+        self.model_id, self.endpoint = told
+        return True
+
+
+def _live(
+    data: EventData | dict[str, Any], scenario: str, kind: Literal["offline", "lora"]
+) -> tuple[str, Endpoint | None] | None:
+    """Which model of this kind is live now in the scenario, and where; None where the event does not say."""
+    match data:
+        case Applied() if (data.scenario, data.kind, data.verified) == (scenario, kind, True):
+            live: Any = data.model_id
+        case RolledBack() if (data.scenario, data.details.get("kind", "offline")) == (scenario, kind):
+            live = data.details.get("live_model_id")
+        case _:
+            return None
+    if not isinstance(live, str):
+        return None
+    return live, None if isinstance(data.endpoint, UnsetType) else data.endpoint

@@ -23,6 +23,7 @@ from worker.wire.events import (
     encode_event,
     routing_key,
 )
+from worker.wire.served import Endpoint
 
 #: Characters of a child's last words that travel in an event.
 _DETAIL = 2_000
@@ -79,8 +80,8 @@ class Announcer:
         data = Skipped(scenario=run.scenario, reason=word, run_id=run.run_id, details={"detail": explanation})
         return self._event("learning.skipped", run.run_id, run.scenario, data, now_ms)
 
-    def applied(self, deployment: Deployment, model: Model, *, now_ms: int) -> OutboxEvent:
-        """`learning.applied`: the model is live and was verified."""
+    def applied(self, deployment: Deployment, model: Model, *, endpoint: Endpoint | None, now_ms: int) -> OutboxEvent:
+        """`learning.applied`: the model is live and was verified; an adapter at `endpoint`."""
         data = Applied(
             scenario=model.scenario,
             model_id=model.model_id,
@@ -91,6 +92,7 @@ class Announcer:
             target=deployment.target,
             verified=deployment.state == "verified",
             by=deployment.by,
+            endpoint=UNSET if endpoint is None else endpoint,
         )
         return self._event("learning.applied", deployment.deployment_id, model.scenario, data, now_ms)
 
@@ -104,13 +106,18 @@ class Announcer:
         )
         return self._event("learning.failed", deployment.deployment_id, model.scenario, data, now_ms)
 
-    def rolled_back(self, deployment: Deployment, live: Model, *, reason: str, now_ms: int) -> OutboxEvent:
+    def rolled_back(
+        self, deployment: Deployment, live: Model, *, reason: str, endpoint: Endpoint | None, now_ms: int
+    ) -> OutboxEvent:
         """`learning.rolled_back`: `live` serves again, on purpose (`rollback`) or after a failure (`apply_failed`)."""
         details = {
             **_of(deployment), "kind": live.kind, "live_model_id": live.model_id, "live_model_version": live.version,
             "uri": live.uri, "sha256": live.sha256,
         }  # fmt: skip
-        data = RolledBack(scenario=live.scenario, reason=reason, run_id=live.run_id, details=details)
+        data = RolledBack(
+            scenario=live.scenario, reason=reason, run_id=live.run_id, details=details,
+            endpoint=UNSET if endpoint is None else endpoint,
+        )  # fmt: skip
         return self._event("learning.rolled_back", deployment.deployment_id, live.scenario, data, now_ms)
 
     def _event(self, type_: EventType, subject_id: str, scenario: str, data: EventData, now_ms: int) -> OutboxEvent:

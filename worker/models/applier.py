@@ -28,6 +28,7 @@ from worker.models.health_window import HealthWindow
 from worker.models.history import live_models, unfinished
 from worker.models.registry import Registry
 from worker.store.port import Deployment, Model, ModelKind, ModelRegistry, OutboxEvent, alias_of
+from worker.wire.served import Endpoint
 
 log = structlog.get_logger(__name__)
 
@@ -89,12 +90,14 @@ class Applier:
         mode_of: Callable[[str], ApplyMode],
         max_history: int,
         health_window: HealthWindow | None = None,
+        endpoint_of: Callable[[Model], Endpoint | None] = lambda _: None,
         on_event: Callable[[], None] = lambda: None,
         new_id: Callable[[], str] = lambda: str(uuid4()),
     ) -> None:
         """`applicators` of the kinds that this worker serves; `on_event` wakes the outbox relay.
 
-        `mode_of` gives a scenario's apply mode; `health_window` watches new adapters.
+        `mode_of` gives a scenario's apply mode; `health_window` watches new adapters; `endpoint_of` looks in a file
+        whom nodes ask for one, or raises `ApplyFailed`.
         """
         self._store = store
         self._registry = registry
@@ -104,6 +107,7 @@ class Applier:
         self._mode_of = mode_of
         self._max_history = max_history
         self._health_window = health_window
+        self._endpoint_of = endpoint_of
         self._on_event = on_event
         self._new_id = new_id
         self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -222,7 +226,7 @@ class Applier:
             try:
                 if await self._applicator(kind).served(scenario) != live.sha256:
                     log.warning("served_model_is_not_the_live_one", scenario=scenario, model_id=live.model_id)
-                    await self._bring(live)
+                    await self._bring_again(live)
             except ApplyFailed as error:
                 self.stats.failed += 1
                 log.error("live_model_not_served", scenario=scenario, kind=kind, error=str(error))  # noqa: TRY400 - no trace
@@ -261,6 +265,7 @@ class Applier:
             # A rollback is not watched: what it goes back to was, and it must not take long.
             if self._health_window is not None and model.kind == "lora" and started.action == "apply":
                 await self._health_window.watch(self._applicator(model.kind), model)
+            endpoint = await self._endpoint(model)
         except ApplyFailed as error:
             await self._fail(started, model, str(error))
             raise
@@ -274,12 +279,12 @@ class Applier:
                 aliases[previous] = started.previous_model_id
             if (await self._store.aliases(model.scenario)).get(candidate) == model.model_id:
                 aliases[candidate] = None
-            events = [self._announcer.applied(verified, model, now_ms=now_ms)]
+            events = [self._announcer.applied(verified, model, endpoint=endpoint, now_ms=now_ms)]
         else:
             ids = await self.history(model.scenario, model.kind)
             before = ids[ids.index(model.model_id) + 1 :] if model.model_id in ids else []
             aliases[previous] = before[0] if before else None
-            events = [self._announcer.rolled_back(verified, model, reason="rollback", now_ms=now_ms)]
+            events = [self._announcer.rolled_back(verified, model, reason="rollback", endpoint=endpoint, now_ms=now_ms)]
         await self._write(verified, aliases, events)
         crash.point("apply_committed")
         self._on_event()
@@ -307,17 +312,35 @@ class Applier:
             )
         return detail or ""
 
+    async def _bring_again(self, live: Model) -> None:
+        """`_bring` what was lost; where another server has it now (`blue_green`), those who follow events are told."""
+        before = await self._endpoint(live)
+        detail = await self._bring(live)
+        endpoint = await self._endpoint(live)
+        if endpoint == before:
+            return
+        moved = replace(self._new(live, None, "apply", by="worker", forced=False), state="verified", detail=detail)
+        event = self._announcer.applied(moved, live, endpoint=endpoint, now_ms=moved.at_ms)
+        await self._write(moved, None, [event])
+        self._on_event()
+
+    async def _endpoint(self, model: Model) -> Endpoint | None:
+        """Whom nodes ask for an adapter; None for a model of another kind. Raises `ApplyFailed`."""
+        return await asyncio.to_thread(self._endpoint_of, model) if model.kind == "lora" else None
+
     async def _fail(self, started: Deployment, model: Model, reason: str) -> None:
         """Put back what was live, and say so in row and events."""
         self.stats.failed += 1
         live = await self._registry.champion(started.scenario, model.kind)
         detail = reason
         restored: Model | None = None
+        endpoint: Endpoint | None = None
         try:
             if live is None:
                 await self._applicator(model.kind).withdraw(started.scenario)
             else:
                 await self._bring(live)
+                endpoint = await self._endpoint(live)
                 restored = live
         except ApplyFailed as error:
             detail = f"{reason}; and the way back failed: {error}"
@@ -325,7 +348,9 @@ class Applier:
         failed = replace(started, state="failed", at_ms=now_ms, detail=detail)
         events = [self._announcer.apply_failed(failed, model, now_ms=now_ms)]
         if restored is not None:
-            events.append(self._announcer.rolled_back(failed, restored, reason="apply_failed", now_ms=now_ms))
+            events.append(
+                self._announcer.rolled_back(failed, restored, reason="apply_failed", endpoint=endpoint, now_ms=now_ms)
+            )
         await self._write(failed, None, events)
         self._on_event()
         log.error("apply_failed", scenario=started.scenario, model_id=started.model_id, detail=detail)

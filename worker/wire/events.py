@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from worker.wire.records import Count
+from worker.wire.served import Endpoint
 
 #: What the ids are made in. Never changes, or every subscriber takes old events for new ones.
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "tag:swarm-worker,2026:events")
@@ -92,6 +93,7 @@ class Applied(Struct, kw_only=True):
     verified: bool
     by: str
     kind: Literal["offline", "lora"] = "offline"
+    endpoint: Endpoint | msgspec.UnsetType = msgspec.UNSET  # of an adapter: whom to ask, where a server has it
 
 
 class _Told(Struct, kw_only=True):
@@ -111,6 +113,8 @@ class Skipped(_Told, kw_only=True):
 
 class RolledBack(_Told, kw_only=True):
     """`learning.rolled_back`: an earlier model is live again; `details` says which."""
+
+    endpoint: Endpoint | msgspec.UnsetType = msgspec.UNSET  # of an adapter, as in `learning.applied`
 
 
 EventData: TypeAlias = Trained | Applied | Failed | Skipped | RolledBack

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from msgspec import UnsetType
 
 from worker.durable import make_private_directory, read_file, replace_file, sync_directory
 from worker.errors import ApplyFailed
@@ -65,6 +66,19 @@ class CurrentDocuments:
             raise DocumentDamaged(f"{path} is no document of ours: {error}; apply a version again") from error
         except (OSError, ValueError) as error:
             raise ApplyFailed(f"{path} cannot be read: {error}") from error
+
+    def endpoint_of(self, model: Model) -> Endpoint | None:
+        """Whom nodes are to ask for `model`; None where the document names another model, or no server.
+
+        Raises `ApplyFailed` for a bad disk.
+        """
+        try:
+            document = self.read(model.scenario)
+        except DocumentDamaged:
+            return None
+        if document is None or document.model_id != model.model_id or isinstance(document.endpoint, UnsetType):
+            return None
+        return document.endpoint
 
     def remove(self, scenario: str) -> None:
         """Name no model. Raises `ApplyFailed`."""
