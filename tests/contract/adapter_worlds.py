@@ -21,7 +21,7 @@ from tests.contract.fake_llama_router import FakeLlamaRouter
 from tests.contract.fake_llama_server import FakeLlamaServer, FakeServerProcess
 from tests.contract.fake_receiver import FakeReceiver
 from tests.contract.fake_vllm import FakeVllm
-from worker.broker.private_server import free_port
+from tests.held_port import held_port
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
 from worker.models.applicators.adapter_webhook import AdapterWebhookApplicator
@@ -86,28 +86,32 @@ class AdapterWorld(Protocol):
         ...
 
 
-class VllmWorld:
-    """vLLM, played."""
+async def answer_to_a_node(data_dir: Path, scenario: str) -> str | None:
+    """What the server says that the pointer names, under the name that the pointer gives."""
+    current = AdapterPointer(data_dir, scenario).current()
+    if current is None or current.endpoint is None:
+        return None
+    client = InferenceClient(current.endpoint.url, SecretStr(SECRET), setting="-")
+    try:
+        return await client.complete(current.endpoint.model, "what next?", max_tokens=8)
+    except ApplyFailed:
+        return None
+    finally:
+        await client.close()
 
-    def __init__(self, data_dir: Path, server: FakeVllm) -> None:
+
+class ServerWorld:
+    """A server of somebody else's, played, into which adapters are loaded while it runs."""
+
+    def __init__(
+        self, data_dir: Path, server: FakeVllm | FakeLlamaRouter, applicator: Callable[[], Applicator]
+    ) -> None:
         self.data_dir = data_dir
         self.server = server
-        self.client = VllmClient(server.url, SecretStr(SECRET))
-
-    def applicator(self) -> Applicator:
-        return VllmApplicator(
-            VllmClient(self.server.url, SecretStr(SECRET)), self.data_dir, drain_timeout=0.2, models_dir=None
-        )
+        self.applicator = applicator
 
     async def answer(self, scenario: str) -> str | None:
-        current = AdapterPointer(self.data_dir, scenario).current()
-        if current is None or current.endpoint is None:
-            return None
-        assert current.endpoint.url == self.server.url
-        try:
-            return await self.client.complete(current.endpoint.model, "what next?", max_tokens=8)
-        except ApplyFailed:
-            return None
+        return await answer_to_a_node(self.data_dir, scenario)
 
     def trouble(self, *, on: bool) -> None:
         self.server.refuse_loads = on
@@ -122,52 +126,12 @@ class VllmWorld:
 @asynccontextmanager
 async def vllm_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
     """vLLM, played by `FakeVllm`."""
-    server = FakeVllm(api_key=SECRET)
-    await server.start()
-    world = VllmWorld(data_dir, server)
-    try:
-        yield world
-    finally:
-        await world.client.close()
-        await server.stop()
-
-
-class RouterWorld:
-    """llama-server in router mode, played."""
-
-    def __init__(self, data_dir: Path, server: FakeLlamaRouter) -> None:
-        self.data_dir = data_dir
-        self.server = server
-        self.client = LlamaClient(server.url, SecretStr(SECRET))
-
-    def applicator(self) -> Applicator:
-        return LlamaRouterApplicator(
-            LlamaClient(self.server.url, SecretStr(SECRET)),
-            preset=PresetFile(self.server.preset),
-            data_dir=self.data_dir,
-            serving_base=self.data_dir / "base.gguf",
-            drain_seconds=2,
-            quiet_seconds=0.1,
+    async with FakeVllm(api_key=SECRET) as server:
+        yield ServerWorld(
+            data_dir,
+            server,
+            lambda: VllmApplicator(VllmClient(server.url, SecretStr(SECRET)), data_dir, drain_timeout=0.2),
         )
-
-    async def answer(self, scenario: str) -> str | None:
-        current = AdapterPointer(self.data_dir, scenario).current()
-        if current is None or current.endpoint is None:
-            return None
-        assert current.endpoint.url == self.server.url
-        try:
-            return await self.client.complete(current.endpoint.model, "what next?", max_tokens=8)
-        except ApplyFailed:
-            return None
-
-    def trouble(self, *, on: bool) -> None:
-        self.server.refuse_loads = on
-
-    async def restart_server(self) -> None:
-        self.server.restart()
-
-    def on_call(self, hook: Hook | None) -> None:
-        self.server.on_call = hook
 
 
 @asynccontextmanager
@@ -175,23 +139,28 @@ async def router_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
     """A router, played by `FakeLlamaRouter`."""
     preset = PresetFile(data_dir / "preset.ini")
     preset.create()
-    server = FakeLlamaRouter(preset.path, api_key=SECRET)
-    await server.start()
-    world = RouterWorld(data_dir, server)
-    try:
-        yield world
-    finally:
-        await world.client.close()
-        await server.stop()
+    async with FakeLlamaRouter(preset.path, api_key=SECRET) as server:
+        yield ServerWorld(
+            data_dir,
+            server,
+            lambda: LlamaRouterApplicator(
+                LlamaClient(server.url, SecretStr(SECRET)),
+                preset=preset,
+                data_dir=data_dir,
+                serving_base=data_dir / "base.gguf",
+                drain_seconds=2,
+                quiet_seconds=0.1,
+            ),
+        )
 
 
 class OwnServersWorld:
     """llama-servers that the applicator starts, played: two that take turns, or one that is restarted."""
 
-    def __init__(self, data_dir: Path, *, count: int) -> None:
+    def __init__(self, data_dir: Path, *ports: int) -> None:
         self.data_dir = data_dir
-        self.servers = [FakeLlamaServer() for _ in range(count)]
-        self.ports = [free_port() for _ in self.servers]
+        self.ports = ports
+        self.servers = [FakeLlamaServer() for _ in ports]
         (data_dir / "base.gguf").touch()
 
     def applicator(self) -> Applicator:
@@ -214,16 +183,7 @@ class OwnServersWorld:
         )
 
     async def answer(self, scenario: str) -> str | None:
-        current = AdapterPointer(self.data_dir, scenario).current()
-        if current is None or current.endpoint is None:
-            return None
-        client = LlamaClient(current.endpoint.url, SecretStr(SECRET))
-        try:
-            return await client.complete(current.endpoint.model, "what next?", max_tokens=8)
-        except ApplyFailed:
-            return None
-        finally:
-            await client.close()
+        return await answer_to_a_node(self.data_dir, scenario)
 
     def trouble(self, *, on: bool) -> None:
         for server in self.servers:
@@ -241,21 +201,23 @@ class OwnServersWorld:
 @asynccontextmanager
 async def llama_server_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
     """One, played by `FakeLlamaServer`."""
-    world = OwnServersWorld(data_dir, count=1)
-    try:
-        yield world
-    finally:
-        await world.restart_server()
+    with held_port() as port:
+        world = OwnServersWorld(data_dir, port)
+        try:
+            yield world
+        finally:
+            await world.restart_server()
 
 
 @asynccontextmanager
 async def blue_green_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
     """Two, played by `FakeLlamaServer`."""
-    world = OwnServersWorld(data_dir, count=2)
-    try:
-        yield world
-    finally:
-        await world.restart_server()
+    with held_port() as blue, held_port() as green:
+        world = OwnServersWorld(data_dir, blue, green)
+        try:
+            yield world
+        finally:
+            await world.restart_server()
 
 
 class FilesWorld:
@@ -339,14 +301,10 @@ class WebhookWorld:
 @asynccontextmanager
 async def webhook_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
     """A receiver, played by `FakeReceiver`."""
-    receiver = FakeReceiver()
-    await receiver.start()
-    world = WebhookWorld(data_dir, receiver)
-    try:
+    async with FakeReceiver() as receiver:
+        world = WebhookWorld(data_dir, receiver)
         yield world
-    finally:
         await world.client.close()
-        await receiver.stop()
 
 
 @asynccontextmanager

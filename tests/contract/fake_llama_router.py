@@ -8,13 +8,14 @@ model; a process that cannot load is only seen as an exit code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
 
 from tests.contract.adapter_building import answer_of
+from tests.contract.fake_server import FakeServer, refusal
 
 #: Seconds that a process takes to start and to stop.
 _STEP = 0.02
@@ -46,51 +47,44 @@ class Instance:
             await self.changed.wait_for(lambda: self.status in statuses)
 
 
-class FakeLlamaRouter:
+class FakeLlamaRouter(FakeServer):
     """Serves what the sections of a preset file name; what it runs is gone with `restart`."""
 
     def __init__(self, preset: Path, *, api_key: str | None = None, models_max: int = 4, autoload: bool = True) -> None:
+        super().__init__(api_key=api_key)
         self.preset = preset
-        self.api_key = api_key
         self.models_max = models_max
         self.autoload = autoload
         self.slots = True
         self.refuse_loads = False
         self.refuse_unloads = False
-        self.url = ""
-        self.calls: list[str] = []
         #: Completions that arrived are answered once this is set.
         self.go_on = asyncio.Event()
         self.go_on.set()
-        self.on_call: Callable[[str], Awaitable[None]] | None = None
         self.models: dict[str, Instance] = {}
         self._uses = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._runner: web.AppRunner | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/health", self._health),
+            web.get("/props", self._props),
+            web.get("/models", self._list),
+            web.post("/models/load", self._load),
+            web.post("/models/unload", self._unload),
+            web.get("/slots", self._slots),
+            web.post("/v1/completions", self._complete),
+        ]
 
     async def start(self) -> None:
-        """Listen on a free port. Refuses to without the preset file, as the real one does."""
+        """Refuses to without the preset file, as the real one does."""
         self.restart()
-        app = web.Application(middlewares=[self._outer])
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/props", self._props)
-        app.router.add_get("/models", self._list)
-        app.router.add_post("/models/load", self._load)
-        app.router.add_post("/models/unload", self._unload)
-        app.router.add_get("/slots", self._slots)
-        app.router.add_post("/v1/completions", self._complete)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
+        await super().start()
 
     async def stop(self) -> None:
-        """End."""
         for task in self._tasks:
             task.cancel()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await super().stop()
 
     def restart(self) -> None:
         """Nothing runs any more."""
@@ -114,17 +108,6 @@ class FakeLlamaRouter:
         shared = sections.pop("*", {})
         del sections[""]
         return {name: {**shared, **options} for name, options in sections.items()}
-
-    @web.middleware
-    async def _outer(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        self.calls.append(f"{request.method} {request.path_qs}")
-        if self.on_call is not None:
-            await self.on_call(self.calls[-1])
-        if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
-            return _error(401, "Invalid API Key")
-        return await handler(request)
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -160,10 +143,10 @@ class FakeLlamaRouter:
     async def _load(self, request: web.Request) -> web.Response:
         name = (await request.json())["model"]
         if name not in self.models:
-            return _error(404, "model is not found")
+            return refusal(404, "model is not found")
         if self.models[name].status != "unloaded":
-            return _error(400, "model is already running")
-        return web.json_response({"success": True}) if await self._spawn(name) else _error(500, "model limit reached")
+            return refusal(400, "model is already running")
+        return web.json_response({"success": True}) if await self._spawn(name) else refusal(500, "model limit reached")
 
     async def _spawn(self, name: str) -> bool:
         running = [other for other in self.models if self.models[other].status != "unloaded"]
@@ -192,11 +175,11 @@ class FakeLlamaRouter:
     async def _unload(self, request: web.Request) -> web.Response:
         name = (await request.json())["model"]
         if name not in self.models:
-            return _error(400, "model is not found")
+            return refusal(400, "model is not found")
         if self.models[name].status == "unloaded":
-            return _error(400, "model is not running")
+            return refusal(400, "model is not running")
         if self.refuse_unloads:
-            return _error(500, "out of luck")
+            return refusal(500, "out of luck")
         self._stop(name)
         return web.json_response({"success": True})
 
@@ -221,9 +204,9 @@ class FakeLlamaRouter:
     async def _slots(self, request: web.Request) -> web.Response:
         instance = self.models.get(request.query.get("model", ""))
         if instance is None or (request.query.get("autoload") == "0" and instance.status == "unloaded"):
-            return _error(400, "model is not loaded")
+            return refusal(400, "model is not loaded")
         if not self.slots:
-            return _error(501, "This server does not support slots endpoint. Start it with `--slots`")
+            return refusal(501, "This server does not support slots endpoint. Start it with `--slots`")
         busy = len(instance.requests)
         return web.json_response([{"id": slot, "is_processing": slot < busy} for slot in range(4)])
 
@@ -231,16 +214,16 @@ class FakeLlamaRouter:
         name = (await request.json()).get("model", "")
         instance = self.models.get(name)
         if instance is None:
-            return _error(400, f"model '{name}' not found")
+            return refusal(400, f"model '{name}' not found")
         if not self.autoload and instance.status == "unloaded":
-            return _error(400, "model is not loaded")
+            return refusal(400, "model is not loaded")
         if instance.stopping:
             await instance.until("unloaded")
         if instance.status == "unloaded":
             await self._spawn(name)
         await instance.until("loaded", "unloaded")
         if instance.status == "unloaded":
-            return _error(500, f"model name={name} failed to load")
+            return refusal(500, f"model name={name} failed to load")
         self._uses += 1
         instance.last_used = self._uses
         work: asyncio.Task[object] = asyncio.create_task(self.go_on.wait())
@@ -261,9 +244,3 @@ def _row(name: str, instance: Instance) -> dict[str, object]:
     if instance.status == "unloaded" and instance.exit_code:
         status |= {"failed": True, "exit_code": instance.exit_code}
     return {"id": name, "object": "model", "owned_by": "llamacpp", "status": status, "source": "preset"}
-
-
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response(
-        {"error": {"code": status, "message": message, "type": "invalid_request_error"}}, status=status
-    )

@@ -8,13 +8,14 @@ lost; it answers before its model is loaded, with 503; an adapter that cannot be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from aiohttp import web
 
 from tests.contract.adapter_building import BASE_ANSWER, answer_of
+from tests.contract.fake_server import FakeServer, Handler, refusal
 from worker.errors import ApplyFailed
 from worker.models.applicators.server_process import Running, ServerProcess
 
@@ -22,15 +23,15 @@ from worker.models.applicators.server_process import Running, ServerProcess
 _STEP = 0.02
 
 
-class FakeLlamaServer:
+class FakeLlamaServer(FakeServer):
     """What runs on one port, and goes on when the worker that started it is gone."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.command: list[str] | None = None
         self.environment: dict[str, str] = {}
         self.starts = 0
         self.refuse_new = False  # an adapter that never ran here cannot be loaded
-        self.on_call: Callable[[str], Awaitable[None]] | None = None
         self.go_on = asyncio.Event()  # completions wait for it
         self.go_on.set()
         self._ran: set[str] = set()
@@ -38,27 +39,31 @@ class FakeLlamaServer:
         self._scale = 1.0
         self._tasks = -1
         self._requests: set[asyncio.Task[object]] = set()
-        self._runner: web.AppRunner | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/health", self._health),
+            web.get("/lora-adapters", self._adapters),
+            web.post("/lora-adapters", self._scale_adapters),
+            web.get("/slots", self._slots),
+            web.post("/v1/completions", self._complete),
+        ]
+
+    def wants_key(self, path: str) -> bool:
+        return path != "/health"
 
     def option(self, name: str) -> str:
         """Of its command line."""
         assert self.command is not None
         return next(value for key, value in pairwise(self.command) if key == name)
 
-    async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    async def run(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """The process is there; its model is loaded in a moment, or the process ends."""
         assert self.command is None
         self.command, self.environment, self._ready, self._scale = [*command], dict(environment), False, 1.0
+        self.api_key = self.environment.get("LLAMA_API_KEY")
         self.starts += 1
-        app = web.Application(middlewares=[self._outer])
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/lora-adapters", self._adapters)
-        app.router.add_post("/lora-adapters", self._scale_adapters)
-        app.router.add_get("/slots", self._slots)
-        app.router.add_post("/v1/completions", self._complete)
-        self._runner = web.AppRunner(app, shutdown_timeout=0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self.option("--host"), int(self.option("--port"))).start()
+        await self.listen(self.option("--host"), int(self.option("--port")))
         self._loading = asyncio.create_task(self._load())
 
     async def _load(self) -> None:
@@ -75,26 +80,10 @@ class FakeLlamaServer:
         self.command = None
         for request in self._requests:
             request.cancel()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        await super().stop()
 
-    async def call(self, what: str) -> None:
-        """A step of the worker reaches it."""
-        if self.on_call is not None:
-            await self.on_call(what)
-
-    @web.middleware
-    async def _outer(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        await self.call(f"{request.method} {request.path}")
-        key = self.environment.get("LLAMA_API_KEY")
-        if request.path != "/health" and key and request.headers.get("Authorization") != f"Bearer {key}":
-            return _error(401, "Invalid API Key")
-        if not self._ready:
-            return _error(503, "Loading model")
-        return await handler(request)
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await handler(request) if self._ready else refusal(503, "Loading model")
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -107,7 +96,7 @@ class FakeLlamaServer:
     async def _scale_adapters(self, request: web.Request) -> web.Response:
         rows = await request.json()
         if not isinstance(rows, list):
-            return _error(400, "Request body must be an array")
+            return refusal(400, "Request body must be an array")
         self._scale = sum(row.get("scale", 0.0) for row in rows if row.get("id") == 0)
         return web.json_response({"success": True})
 
@@ -146,7 +135,7 @@ class FakeServerProcess(ServerProcess):
     async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         if self._server.command is not None:
             raise ApplyFailed("a server runs already")
-        await self._server.start(command, environment)
+        await self._server.run(command, environment)
         await self._server.call("start")
 
     async def stop(self, *, grace: float) -> None:
@@ -156,7 +145,3 @@ class FakeServerProcess(ServerProcess):
 
     def said(self) -> str:
         return "failed to load lora adapter"
-
-
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"code": status, "message": message, "type": "error"}}, status=status)

@@ -3,56 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from tests.contract.adapter_building import answer_of
+from tests.contract.fake_server import FakeServer
 
 
-class FakeReceiver:
+class FakeReceiver(FakeServer):
     """Somebody else's deployment; an adapter is served there under its scenario's name."""
 
     def __init__(self) -> None:
-        self.url = ""
+        super().__init__()
         self.refuses = False
         self.names_endpoint = True
-        self.wants_key = False
         self.endpoint_url: str | None = None
         self.stuck = False
         self.kinds: set[str] = set()
         #: SHA-256 and answer, by scenario.
         self.served: dict[str, tuple[str, str]] = {}
-        self.on_call: Callable[[str], Awaitable[None]] | None = None
-        self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
-        """Listen on a free port."""
-        app = web.Application()
-        app.router.add_get("/hook", self._ask)
-        app.router.add_post("/hook", self._take)
-        app.router.add_post("/v1/completions", self._complete)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/hook", self._ask),
+            web.post("/hook", self._take),
+            web.post("/v1/completions", self._complete),
+        ]
 
-    async def stop(self) -> None:
-        """End."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _note(self, request: web.Request) -> None:
-        if "X-Swarm-Kind" in request.headers:
-            self.kinds.add(request.headers["X-Swarm-Kind"])
-        if self.on_call is not None:
-            await self.on_call(f"{request.method} {request.path}")
+    def wants_key(self, path: str) -> bool:
+        return path == "/v1/completions"
 
     async def _ask(self, request: web.Request) -> web.Response:
-        await self._note(request)
+        self.kinds.add(request.headers["X-Swarm-Kind"])
         scenario = request.headers["X-Swarm-Scenario"]
         if scenario not in self.served:
             return web.Response(status=404)
@@ -64,7 +48,7 @@ class FakeReceiver:
         return web.json_response(answer)
 
     async def _take(self, request: web.Request) -> web.Response:
-        await self._note(request)
+        self.kinds.add(request.headers["X-Swarm-Kind"])
         if self.refuses:
             return web.Response(status=503)
         document = json.loads(await request.read())
@@ -78,8 +62,5 @@ class FakeReceiver:
         return web.Response(text="thanks")
 
     async def _complete(self, request: web.Request) -> web.Response:
-        await self._note(request)
-        if self.wants_key:
-            return web.json_response({"error": {"message": "Unauthorized"}}, status=401)
         name = (await request.json())["model"]
         return web.json_response({"choices": [{"text": self.served[name][1]}]})

@@ -5,77 +5,52 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
 
 from tests.contract.adapter_building import BASE_ANSWER, answer_of
+from tests.contract.fake_server import FakeServer, Handler, refusal
 
 BASE = "tiny"
 
 
-class FakeVllm:
+class FakeVllm(FakeServer):
     """Serves a base model and adapters that were loaded at run time; what it knows is gone with `restart`."""
 
     def __init__(self, *, api_key: str | None = None, dynamic: bool = True, metrics: bool = True) -> None:
-        self.api_key = api_key
+        super().__init__(api_key=api_key)
         self.dynamic = dynamic
         self.metrics = metrics
         #: Where the machine of the server sees the paths that it is told; by default the same.
         self.seen_at: tuple[str, Path] | None = None
         self.refuse_loads = False
-        self.url = ""
         self.paths: dict[str, str] = {}
-        self.calls: list[str] = []
         #: Requests that arrived and are answered once this is set.
         self.go_on = asyncio.Event()
         self.go_on.set()
-        self.on_call: Callable[[str], Awaitable[None]] | None = None
         self._answers: dict[str, str] = {}
         self._running: Counter[str] = Counter()
         self._history: dict[str, float] = {}
-        self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
-        """Listen on a free port."""
-        app = web.Application(middlewares=[self._outer])
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/completions", self._complete)
+    def routes(self) -> list[web.RouteDef]:
+        routes = [web.get("/v1/models", self._models), web.post("/v1/completions", self._complete)]
         if self.metrics:
-            app.router.add_get("/metrics", self._metrics)
+            routes.append(web.get("/metrics", self._metrics))
         if self.dynamic:
-            app.router.add_post("/v1/load_lora_adapter", self._load)
-            app.router.add_post("/v1/unload_lora_adapter", self._unload)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
+            routes.append(web.post("/v1/load_lora_adapter", self._load))
+            routes.append(web.post("/v1/unload_lora_adapter", self._unload))
+        return routes
 
-    async def stop(self) -> None:
-        """End."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+    def wants_key(self, path: str) -> bool:
+        return path.startswith("/v1/")
 
     def restart(self) -> None:
         """Adapters that were loaded at run time are gone."""
         self.paths.clear()
         self._answers.clear()
 
-    @web.middleware
-    async def _outer(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        self.calls.append(f"{request.method} {request.path}")
-        if self.on_call is not None:
-            await self.on_call(self.calls[-1])
-        if (
-            self.api_key
-            and request.path.startswith("/v1/")
-            and request.headers.get("Authorization") != f"Bearer {self.api_key}"
-        ):
-            return web.json_response({"error": "Unauthorized"}, status=401)
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except web.HTTPNotFound:
@@ -90,18 +65,19 @@ class FakeVllm:
         body = await request.json()
         name, path = body["lora_name"], body["lora_path"]
         if name in self.paths:
-            return _error(
-                400, "InvalidUserInput",
+            return refusal(
+                400,
                 f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
                 "'load_inplace' to True.",
-            )  # fmt: skip
+                "InvalidUserInput",
+            )
         if self.refuse_loads:
-            return _error(500, "InternalServerError", "LoRA rank 16 is greater than max_lora_rank 8.")
+            return refusal(500, "LoRA rank 16 is greater than max_lora_rank 8.", "InternalServerError")
         local = Path(path)
         if self.seen_at is not None and path.startswith(self.seen_at[0]):
             local = self.seen_at[1] / path[len(self.seen_at[0]) + 1 :]
         if not local.is_dir():
-            return _error(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}")
+            return refusal(404, f"Loading lora {name} failed: No adapter found for {path}", "NotFoundError")
         self._answers[name] = answer_of(local)
         self.paths[name] = path
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
@@ -109,20 +85,20 @@ class FakeVllm:
     async def _unload(self, request: web.Request) -> web.Response:
         name = (await request.json())["lora_name"]
         if name not in self.paths:
-            return _error(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+            return refusal(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
         del self.paths[name], self._answers[name]
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _complete(self, request: web.Request) -> web.Response:
         name = (await request.json())["model"]
         if name != BASE and name not in self._answers:
-            return _error(404, "NotFoundError", f"The model `{name}` does not exist.")
+            return refusal(404, f"The model `{name}` does not exist.", "NotFoundError")
         self._running[name] += 1
         self._note()
         try:
             await self.go_on.wait()
             if name != BASE and name not in self._answers:  # it was taken out of the engine under the request
-                return _error(500, "InternalServerError", "EngineCore encountered an issue.")
+                return refusal(500, "EngineCore encountered an issue.", "InternalServerError")
             return web.json_response({"choices": [{"index": 0, "text": self._answers.get(name, BASE_ANSWER)}]})
         finally:
             self._running[name] -= 1
@@ -139,9 +115,3 @@ class FakeVllm:
         ]
         head = "# HELP vllm:lora_requests_info Running stats on lora requests.\n# TYPE vllm:lora_requests_info gauge\n"
         return web.Response(text=head + "\n".join(rows) + "\n")
-
-
-def _error(status: int, kind: str, message: str) -> web.Response:
-    return web.json_response(
-        {"error": {"message": message, "type": kind, "param": None, "code": status}}, status=status
-    )

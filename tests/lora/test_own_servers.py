@@ -14,11 +14,11 @@ import aiohttp
 import msgspec
 import pytest
 
+from tests.held_port import held_port
 from tests.integration.worker_process import until
 from tests.lora.asking_swarm import Swarm
 from tests.lora.made_adapters import AdapterMaker, Made
 from tests.lora.tiny import TinyBase
-from worker.broker.private_server import free_port
 from worker.client.adapters import AdapterPointer, CurrentAdapter
 from worker.errors import ApplyFailed
 from worker.models.applicators.blue_green import BlueGreenApplicator
@@ -82,26 +82,27 @@ async def world(
     """Nothing runs yet; all that was started is ended."""
     # More threads than idle cores wait for each other by spinning: a drain took 10 s instead of 1 (measured, load 9).
     monkeypatch.setenv("LLAMA_ARG_THREADS", "1")
-    made = World(
-        data_dir=tmp_path,
-        settings={
-            "scenarios": "S",
-            "data_dir": str(tmp_path),
-            "processor_mode": "lora",
-            "lora_base_model": str(base.directory),
-            "lora_serving_base": str(base.gguf),
-            "lora_drain_timeout": "20s",
-            "llama_server_path": str(llama_server_program),
-            "llama_port": str(free_port()),
-            "llama_standby_port": str(free_port()),
-            "llama_ctx_size": "2048",
-            "llama_parallel": "4",
-            "llama_api_key": _KEY,
-        },
-    )
-    yield made
-    for process in made.processes().values():
-        await process.stop(grace=0)
+    with held_port() as port, held_port() as standby:
+        made = World(
+            data_dir=tmp_path,
+            settings={
+                "scenarios": "S",
+                "data_dir": str(tmp_path),
+                "processor_mode": "lora",
+                "lora_base_model": str(base.directory),
+                "lora_serving_base": str(base.gguf),
+                "lora_drain_timeout": "20s",
+                "llama_server_path": str(llama_server_program),
+                "llama_port": str(port),
+                "llama_standby_port": str(standby),
+                "llama_ctx_size": "2048",
+                "llama_parallel": "4",
+                "llama_api_key": _KEY,
+            },
+        )
+        yield made
+        for process in made.processes().values():
+            await process.stop(grace=0)
 
 
 async def said(current: CurrentAdapter, made: Made) -> str:

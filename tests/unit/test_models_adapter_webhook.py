@@ -64,7 +64,7 @@ async def test_an_endpoint_that_wants_a_key_is_not_probed_and_that_is_said(
     applicator: AdapterWebhookApplicator, receiver: FakeReceiver, tmp_path: Path
 ) -> None:
     """Its key is the nodes' business; the receiver has vouched for the hash."""
-    receiver.wants_key = True
+    receiver.api_key = "theirs"
     one = register(tmp_path, 1)
     assert "wants a key" in str(await applicator.apply(one.model, one.content))
     assert AdapterPointer(tmp_path, "S").current() is not None

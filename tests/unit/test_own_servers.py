@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from tests.contract.adapter_building import Registered, register
 from tests.contract.fake_llama_server import FakeLlamaServer, FakeServerProcess
-from worker.broker.private_server import free_port
+from tests.held_port import held_port
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
 from worker.models.adapter import decode
@@ -61,21 +61,25 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         parallel=2, api_key=SecretStr(KEY),
     )  # fmt: skip
     servers = FakeLlamaServer(), FakeLlamaServer()
-    blue, green = (OwnServer(options, port=free_port(), process=FakeServerProcess(server)) for server in servers)
-    made = World(
-        data_dir=tmp_path,
-        blue=servers[0],
-        green=servers[1],
-        own={"blue": blue, "green": green},
-        restarting=LlamaServerApplicator(blue, data_dir=tmp_path, drain_seconds=0.2),
-        switching=BlueGreenApplicator(
-            {"blue": blue, "green": green}, data_dir=tmp_path, drain_seconds=5, quiet_seconds=0.05
-        ),
-    )
-    yield made
-    await made.switching.close()
-    for server in servers:
-        await server.stop()
+    with held_port() as one, held_port() as other:
+        blue, green = (
+            OwnServer(options, port=port, process=FakeServerProcess(server))
+            for port, server in zip((one, other), servers, strict=True)
+        )
+        made = World(
+            data_dir=tmp_path,
+            blue=servers[0],
+            green=servers[1],
+            own={"blue": blue, "green": green},
+            restarting=LlamaServerApplicator(blue, data_dir=tmp_path, drain_seconds=0.2),
+            switching=BlueGreenApplicator(
+                {"blue": blue, "green": green}, data_dir=tmp_path, drain_seconds=5, quiet_seconds=0.05
+            ),
+        )
+        yield made
+        await made.switching.close()
+        for server in servers:
+            await server.stop()
 
 
 async def apply(applicator: LlamaServerApplicator | BlueGreenApplicator, adapter: Registered) -> str:
@@ -375,7 +379,7 @@ async def test_another_program_on_the_port_is_not_taken_for_ours(world: World) -
     stranger = FakeLlamaServer()
     three = register(world.data_dir, 3)
     port = world.own["blue"]._port
-    await stranger.start(["x", "--host", "127.0.0.1", "--port", str(port), "--lora", "/elsewhere.gguf"], {})
+    await stranger.run(["x", "--host", "127.0.0.1", "--port", str(port), "--lora", "/elsewhere.gguf"], {})
     try:
         assert await world.restarting.served("S") is None
         with pytest.raises((ApplyFailed, OSError)):
