@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from tests.contract.adapter_building import register
 from tests.unit.training_world import opened, scripted, worker_over
+from worker.cli import cli
 from worker.status import served_adapter, training_of
-from worker.store.port import Deployment, Run, Store
+from worker.store.port import Deployment, ModelKind, Run, Store, TriggerState, trigger_key
 from worker.training.child import TrainingStep
 from worker.training.execution import Current
+
+#: When the last training of each kind was, in ms.
+TRAINED_AT: dict[ModelKind, int] = {"offline": 1_000, "lora": 2_000}
 
 RUN = Run(
     run_id="r1", scenario="S", kind="lora", state="running", trigger={}, window_lo=1, window_hi=1, requested_at_ms=1
@@ -84,3 +90,18 @@ async def test_the_adapter_is_told_as_it_was_seen_when_it_was_applied(tmp_path: 
             "model_id": one.model_id, "version": 1, "applicator": "vllm", "target": "http://llm:8000 (S)",
             "detail": "detail 1", "applied_at_ms": 1,
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("offline", "offline"), ("lora", "lora"), ("full", "offline")])
+async def test_without_a_worker_the_memory_is_that_of_what_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, kind: ModelKind
+) -> None:
+    """As the worker itself tells it: in mode `lora` nobody ever trained an offline model."""
+    async with opened(tmp_path) as store:
+        await worker_over(store, tmp_path).feed(1)
+        for each, at_ms in TRAINED_AT.items():
+            await store.save_trigger_state(TriggerState(scenario=trigger_key("S", each), last_success_at_ms=at_ms))
+    monkeypatch.setenv("SWARM_PROCESSOR_MODE", mode)
+    words = ["status", "--stored", "--json", "--data-dir", str(tmp_path)]
+    ended = await asyncio.to_thread(CliRunner().invoke, cli, words, catch_exceptions=False)
+    assert json.loads(ended.output)["scenarios"]["S"]["last_train_at_ms"] == TRAINED_AT[kind]

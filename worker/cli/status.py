@@ -22,7 +22,8 @@ from worker.cli.common import (
 )
 from worker.errors import BrokerUnreachable, CommandFailed, NoAnswer, NoListener
 from worker.settings import Settings
-from worker.store.port import EpisodeFilter
+from worker.store.port import EpisodeFilter, trigger_key
+from worker.training.modes import parse_mode
 from worker.wire.commands import Status
 
 _TIMEOUT = 15.0
@@ -63,11 +64,12 @@ async def _ask(settings: Settings, worker_id: str | None) -> list[dict[str, Any]
 
 
 async def _stored(settings: Settings) -> list[dict[str, Any]]:
+    kind = parse_mode(settings.processor_mode).kinds[0]  # as a worker with these settings tells it
     async with reading_store(settings) as store:
         scenarios = {}
         for name in await store.scenarios():
             facts = await store.facts(name)
-            state = await store.trigger_state(name)
+            state = await store.trigger_state(trigger_key(name, kind))
             scenarios[name] = {
                 "records_received": facts.records,
                 "episodes_created": facts.episodes,
