@@ -264,6 +264,25 @@ async def test_records_name_the_producer_that_sent_them(store: Store) -> None:
     assert [s.producer async for s in store.records("S", type_="learn_stats")] == ["q"]
 
 
+async def test_the_actions_of_several_tasks_come_in_one_read(store: Store) -> None:
+    """In the order of the log, with who sent them; of as many tasks as it takes for the actions that are asked for."""
+    await store.ingest([incoming(action(3, "t"), action(4, "u"), llm(task_id="t"), seq=1, producer="p", at_ms=NOW + 9)])
+    await store.ingest([incoming(action(1, "t"), action(9, "v"), batch_id="b", at_ms=NOW)])
+    found = await store.actions_of_tasks("S", ["v", "nobody", "t"], most=100)
+    assert {
+        task_id: [(one.record, one.batch_no, one.place[-1], one.received_at_ms, one.producer) for one in actions]
+        for task_id, actions in found.items()
+    } == {
+        "v": [(action(9, "v"), 2, 1, NOW, UNNAMED)],
+        "nobody": [],
+        "t": [(action(3, "t"), 1, 0, NOW + 9, "p"), (action(1, "t"), 2, 0, NOW, UNNAMED)],
+    }
+    for most, tasks in ((1, ["t"]), (2, ["t"]), (3, ["t", "u"]), (4, ["t", "u", "v"])):
+        assert [*await store.actions_of_tasks("S", ["t", "u", "v"], most=most)] == tasks
+    assert await store.actions_of_tasks("nowhere", ["t"], most=1) == {"t": []}
+    assert await store.actions_of_tasks("S", [], most=1) == {}
+
+
 async def test_many_records_come_back_whole_and_in_order(store: Store) -> None:
     """Over more than one page, with another scenario's batches in between."""
     group = []

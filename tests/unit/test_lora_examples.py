@@ -6,8 +6,10 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from tests.unit.sqlite_building import damage
 from tests.unit.told_building import RULES, models_of, project, task, tell
@@ -16,7 +18,7 @@ from worker.clock import SystemClock
 from worker.episodes.training_data import TrainingData
 from worker.store import open_store
 from worker.store.port import EpisodeFilter
-from worker.training.episode_records import EpisodeRecords
+from worker.training.episode_records import AHEAD, EpisodeRecords
 from worker.training.lora.data import write_training_data
 from worker.training.lora.examples import Gathered, Told
 from worker.training.lora.inputs import LoraConfig
@@ -139,6 +141,31 @@ async def test_an_episode_has_its_own_records_and_no_neighbours(tmp_path: Path) 
         assert found[first] == list(first)
         assert found[second] == list(second)
         assert found["wait", "wait", "wait"] == ["wait"] * 3
+
+
+async def test_many_tasks_are_read_at_once_and_each_episode_has_its_own_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read for each of 20,000 took 7.5 s of the processor that ingest needs."""
+    async with opened(tmp_path) as store:
+        await tell(store, [one for n in range(250) for one in task(f"t{n:03}", ("look", f"act-{n}", "done"))])
+        await project(store)
+        reads: list[int] = []
+        read = store.actions_of_tasks
+
+        async def counted(*arguments: Any, **more: Any) -> Any:
+            found = await read(*arguments, **more)
+            reads.append(len(found))
+            return found
+
+        monkeypatch.setattr(store, "actions_of_tasks", counted)
+        model = models_of("S", ())[0]
+        records = EpisodeRecords(store, "S", model, RULES)
+        episodes = [episode async for episode in store.episodes("S", EpisodeFilter(learn_model=model.name))]
+        for at, episode in enumerate(episodes):
+            lived = await records.of(episode, episodes[at + 1 : at + AHEAD])
+            assert [action.action for action in lived.context.actions] == episode.actions
+        assert reads == [100, 100, 50]
 
 
 async def test_nothing_is_learnt_from_a_damaged_task(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from worker.learning.bounds import Family
 from worker.learning.counts import CountKey, CountRow, Counts
 from worker.learning.evidence import actions_seen
 from worker.store.port import EpisodeFilter, Projections
-from worker.training.episode_records import EpisodeRecords, EpisodesAndRecords
+from worker.training.episode_records import AHEAD, EpisodeRecords, EpisodesAndRecords
 
 _MOST_ACTIONS = 100
 #: Why an episode of a damaged task gives no example.
@@ -65,12 +65,13 @@ class TrainingDataExport:
         pairs: list[tuple[Episode, EpisodeContext]] = []
         # A model with a batch of its own looks at several episodes at once, as preferences do: it needs all in hand.
         whole = type(model).convert_batch is not LearnModel.convert_batch
-        async for episode in self._store.episodes(self._scenario, replace(where, learn_model=model.name)):
-            lived = await records.of(episode)
-            if lived.damaged:
-                self.excluded.append(Excluded(episode.episode_id, DAMAGED))
-                continue
-            pairs.append((episode, lived.context))
+        async for several in _portions(self._store.episodes(self._scenario, replace(where, learn_model=model.name))):
+            for at, episode in enumerate(several):
+                lived = await records.of(episode, several[at + 1 :])
+                if lived.damaged:
+                    self.excluded.append(Excluded(episode.episode_id, DAMAGED))
+                else:
+                    pairs.append((episode, lived.context))
             if not whole:
                 for example in self._convert(model, pairs):
                     yield example
@@ -82,3 +83,13 @@ class TrainingDataExport:
         converted = model.convert_batch(pairs)
         self.excluded += converted.excluded
         return converted.examples
+
+
+async def _portions(episodes: AsyncIterator[Episode]) -> AsyncIterator[list[Episode]]:
+    several: list[Episode] = []
+    async for episode in episodes:
+        several.append(episode)
+        if len(several) == AHEAD:
+            yield several
+            several = []
+    yield several

@@ -86,6 +86,21 @@ class RecordLog(Role):
             left = None if left is None else left - 1
             yield stored
 
+    async def actions_of_tasks(
+        self, scenario: str, task_ids: Sequence[str], *, most: int
+    ) -> dict[str, list[PlacedAction]]:
+        """Actions by task, until there are `most`."""
+        self._state.require_open()
+        known = self._state.log(scenario).tasks if scenario in self._state.scenarios else {}
+        found: dict[str, list[PlacedAction]] = {}
+        read = 0
+        for task_id in task_ids:
+            found[task_id] = list(known[task_id].actions) if task_id in known else []
+            read += len(found[task_id])
+            if read >= most:
+                break
+        return found
+
     # ------------------------------------------------------------ quarantine
 
     async def quarantine_list(

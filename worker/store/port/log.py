@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
-from worker.episodes.task import UNNAMED
+from worker.episodes.task import UNNAMED, PlacedAction
 from worker.wire.records import Batch, Record
 
 
@@ -117,6 +117,16 @@ class RecordLog(Protocol):
         limit: int | None = None,
     ) -> AsyncIterator[StoredRecord]:
         """Records in the order they were stored, of batches above `after`."""
+        ...
+
+    async def actions_of_tasks(
+        self, scenario: str, task_ids: Sequence[str], *, most: int
+    ) -> dict[str, list[PlacedAction]]:
+        """The actions of several tasks in one read, those of each in the order they were stored.
+
+        As many of `task_ids`, in their order, as it takes for `most` actions; at least one. A task that is not there
+        has none, and neither has one that is damaged, as `damage` then says.
+        """
         ...
 
     async def quarantine_list(

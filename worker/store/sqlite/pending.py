@@ -122,20 +122,31 @@ def _up_to(limit: int, candidates: Iterable[_Candidate]) -> Iterator[Any]:
             return
 
 
-def _with_actions(
-    connection: sqlite3.Connection, tasks: list[Any], quiet_since: int, damaged: list[Found]
-) -> list[PendingTask]:
-    actions = dict(_read(connection, "actions_of_tasks", [task[0] for task in tasks]))
-    decoded: dict[int, list[tuple[int, list[Any]]]] = {}
-    for number, scenario, task_id, count, *_ in tasks:
-        found_actions = read_actions(number, actions[number], count)
+def placed_actions(
+    connection: sqlite3.Connection, tasks: Sequence[tuple[int, str, str, int]], damaged: list[Found]
+) -> dict[int, list[PlacedAction]]:
+    """The actions of tasks, given as number, scenario, id and how many there are; by number, without damaged tasks."""
+    rows = dict(_read(connection, "actions_of_tasks", [number for number, *_ in tasks]))
+    decoded: dict[int, tuple[str, list[tuple[int, list[Any]]]]] = {}
+    for number, scenario, task_id, count in tasks:
+        found_actions = read_actions(number, rows[number], count)
         if found_actions is None:
             damaged += _damage_of_task(connection, number, scenario, task_id, count)
         else:
-            decoded[number] = found_actions
-    numbers = {position >> PLACE_BITS for placed in decoded.values() for position, _ in placed}
+            decoded[number] = (task_id, found_actions)
+    numbers = {position >> PLACE_BITS for _, placed in decoded.values() for position, _ in placed}
     found = _read(connection, "places_of_batches", sorted(numbers))[0][0]
     places: dict[int, Place] = {batch_no: tuple(place) for batch_no, *place in msgspec.json.decode(found)}
+    return {
+        number: [_placed(task_id, position, values, places) for position, values in placed]
+        for number, (task_id, placed) in decoded.items()
+    }
+
+
+def _with_actions(
+    connection: sqlite3.Connection, tasks: list[Any], quiet_since: int, damaged: list[Found]
+) -> list[PendingTask]:
+    actions = placed_actions(connection, [task[:4] for task in tasks], damaged)
     scenario_of = {task[6]: task[1] for task in tasks}
     sessions: dict[int, tuple[int, Any]] = {
         session_no: (
@@ -157,12 +168,12 @@ def _with_actions(
         projected_idle,
     ) in tasks:
         session_batch_no, session = sessions.get(session_no, (None, None))
-        if number not in decoded or (session_no is not None and session is None):
+        if number not in actions or (session_no is not None and session is None):
             continue
         view = TaskView(
             scenario=scenario,
             task_id=task_id,
-            actions=[_placed(task_id, position, values, places) for position, values in decoded[number]],
+            actions=actions[number],
             session=session,
             idle=last_received_ms <= quiet_since,
         )

@@ -17,7 +17,7 @@ from worker.episodes.rules import Rules
 from worker.episodes.training_data import TrainingData
 from worker.episodes.worker_task import ARROW
 from worker.store.port import EpisodeFilter
-from worker.training.episode_records import EpisodeRecords, EpisodesAndRecords, Lived
+from worker.training.episode_records import AHEAD, EpisodeRecords, EpisodesAndRecords, Lived
 from worker.training.exports import DAMAGED, actions_taken
 from worker.training.lora.examples import Gathered, Told
 from worker.training.lora.inputs import LoraConfig
@@ -86,11 +86,11 @@ class _Gathering:
         newest.sort(key=lambda episode: (episode.task_id or "", episode.episode_id))
         records = EpisodeRecords(self._store, self._scenario, model, self._rules)
         held: dict[bool, list[Lived]] = {False: [], True: []}
-        for episode in newest:
+        for at, episode in enumerate(newest):
             if self._gathered.text_bytes > _MOST_TEXT:
                 self._passed_over[f"beyond {_MOST_TEXT // 1_000_000} MB of text"] += 1
                 continue
-            lived = await records.of(episode)
+            lived = await records.of(episode, newest[at + 1 : at + AHEAD])
             if lived.damaged:
                 self._excluded.append(Excluded(episode.episode_id, DAMAGED))
             elif together:

@@ -35,3 +35,9 @@ LEFT JOIN producer USING (producer_no)
 WHERE task.scenario_no = :scenario_no AND task.task_id = :task_id AND record.position >= :from
     AND (:kind IS NULL OR record.kind = :kind)
 ORDER BY record.position LIMIT :limit;
+
+-- tasks_named --
+SELECT task_no, wanted.value, coalesce(actions, 0)
+FROM json_each(:task_ids) AS wanted
+LEFT JOIN task ON task.scenario_no = :scenario_no AND task.task_id = wanted.value
+ORDER BY wanted.key;
