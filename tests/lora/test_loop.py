@@ -58,7 +58,8 @@ async def test_what_a_swarm_lived_becomes_an_adapter_that_a_server_answers_with_
             trained = await ears.wait_for("learning.trained", scenario, 2)
             assert [event["data"]["kind"] for event in trained] == ["lora", "lora"]
             applied = await ears.wait_for("learning.applied", scenario, 2)
-            assert [event["data"]["model_version"] for event in applied] == [1, 2]
+            assert [event["data"]["endpoint"]["model"] for event in applied] == [f"{scenario}@1", f"{scenario}@2"]
             (rolled_back,) = await ears.wait_for("learning.rolled_back", scenario, 1)
             assert rolled_back["data"]["details"]["live_model_id"] == first["model_id"]
+            assert rolled_back["data"]["endpoint"] == document["endpoint"]
         assert await worker.stop() == 0
