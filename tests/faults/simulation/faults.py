@@ -12,7 +12,14 @@ from tests.faults.simulation.process import Process
 
 #: Where a process may be lost: around what leaves it.
 DeathPoint: TypeAlias = Literal[
-    "before_commit", "after_commit", "before_ack", "half_acked", "after_ack", "before_publish", "after_publish"
+    "before_commit",
+    "after_commit",
+    "after_run",
+    "before_ack",
+    "half_acked",
+    "after_ack",
+    "before_publish",
+    "after_publish",
 ]
 DEATH_POINTS: tuple[DeathPoint, ...] = get_args(DeathPoint)
 #: What becomes of a publish: `lost_confirm` is routed, the others of the three that fail are not.

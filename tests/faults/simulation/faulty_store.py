@@ -134,6 +134,9 @@ class FaultyStore:
             self._witness(self._process, name, args, error or result)
             if self._faults.dies(self._process, "after_commit"):
                 return
+            # The run has ended, and what it brought is still to be handed over.
+            if name == "finish_run" and self._faults.dies(self._process, "after_run"):
+                return
             self._loop.call_soon(_answer, answer, result, error)
         else:
             _answer(answer, result, error)

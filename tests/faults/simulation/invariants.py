@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.faults.simulation.faulty_store import at_once
 from tests.faults.simulation.node import IDLE, MODELS, RULES, SCENARIOS
+from tests.faults.simulation.registers import KINDS, Registers
 from tests.faults.simulation.traffic import Sent
 from tests.faults.simulation.world import REPLIES, World
 from worker.broker.topology import jobs_queue, records_queue
@@ -26,7 +27,6 @@ from worker.wire.events import decode_event, event_id
 from worker.wire.names import LEARNING_EXCHANGE
 from worker.wire.records import ActionRecord, LearnStatsRecord
 
-KINDS: tuple[ModelKind, ...] = ("offline", "lora")
 _RUN_EVENTS = {"trained": "learning.trained", "failed": "learning.failed", "skipped": "learning.skipped"}
 
 
@@ -50,11 +50,13 @@ class Invariants:
         self._answers: dict[tuple[str, object], tuple[str, str]] = {}
         self._refused: set[str] = set()
         self._ids: dict[tuple[str, str], str] = {}
+        self.registers = Registers(world.store)
 
         world.after_write = self._after_write
 
-    def _after_write(self, call: str) -> None:
+    def _after_write(self, call: str, args: tuple[Any, ...]) -> None:
         """State and event are one transaction: not a callback may come between them."""
+        self.registers.written(call, args)
         if call in ("finish_run", "deploy"):
             self._events_agree_with_the_state()
 
@@ -69,6 +71,7 @@ class Invariants:
             self._counters_equal_a_recount()
             self._runs_are_single()
             self._events_agree_with_the_state()
+            self.registers.files_are_kept()
         self._nothing_confirmed_is_lost()
         self._events_on_the_wire_are_stored()
         self._answers_agree()
@@ -270,6 +273,11 @@ class Invariants:
 
     # ------------------------------------------------------------ at rest
 
+    @property
+    def answers(self) -> dict[str, str]:
+        """What came of commands, by id."""
+        return {command_id: " ".join(answer) for (command_id, _), answer in self._answers.items()}
+
     def unrest(self) -> list[str]:
         """What still waits for something; empty once everything has drained."""
         store, world = self._store, self._world
@@ -284,6 +292,7 @@ class Invariants:
         for scenario, kind in product(SCENARIOS, KINDS):
             served, live = self._served_and_live(scenario, kind)
             found += [] if served == live else [f"{served} is served in {scenario}, {live} is live"]
+        found += self.registers.forgotten()
         open_tasks = sum(store._state.copy_of_facts(scenario).open_tasks for scenario in SCENARIOS)
         return found + ([f"{open_tasks} open tasks"] if open_tasks else [])
 

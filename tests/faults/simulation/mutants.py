@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
+from worker.models.registry import Registry
 from worker.sink.batcher import Item
 from worker.sink.sink import Sink
 from worker.store.memory import MemoryStore
-from worker.store.port import Deployment, Model, OutboxEvent, Projection, Run, StoredCommand, TriggerState
+from worker.store.port import (
+    Deployment,
+    Model,
+    ModelKind,
+    OutboxEvent,
+    Projection,
+    Run,
+    StoredCommand,
+    TriggerState,
+    trigger_key,
+)
+from worker.training.execution import Execution
+from worker.training.handover import HandOver
 
 
 class AckBeforeCommit(Sink):
@@ -125,3 +138,48 @@ class KeepsRunsForItself(MemoryStore):
         if held is not None and held.owner != owner and held.expires_at_ms >= 0:
             return None
         return await super().acquire_lease(name, owner, now_ms=now_ms, ttl_ms=ttl_ms)
+
+
+class RemembersForBothKinds(MemoryStore):
+    """What the trigger remembers of adapters is overwritten by the end of a run of the other kind."""
+
+    async def finish_run(self, run: Run, *, trigger_state: TriggerState | None, **rest: Any) -> None:
+        await super().finish_run(run, trigger_state=trigger_state, **rest)
+        if trigger_state is not None and run.kind == "offline":
+            key = trigger_key(run.scenario, "lora")
+            self._trigger_states[key] = replace(trigger_state, scenario=key)
+
+
+class GoesBackUnderTheOtherName(MemoryStore):
+    """A rollback of an adapter moves the aliases of the other kind."""
+
+    async def deploy(self, deployment: Deployment, *, aliases: Mapping[str, str | None], events: Any) -> None:
+        if deployment.action == "rollback":
+            aliases = {alias.removeprefix("lora-"): model_id for alias, model_id in aliases.items()}
+        await super().deploy(deployment, aliases=aliases, events=events)
+
+
+class GivesUpTheKilled(Execution):
+    """A run whose process was killed is failed, though it could go on from its checkpoint."""
+
+    def _may_go_on(self, run: Run, reason: str) -> bool:
+        return False
+
+
+class ForgetsToHandOver(HandOver):
+    """A start looks for no adapter that was registered and not handed over."""
+
+    async def recover(self, scenario: str, kind: ModelKind) -> None:
+        if kind != "lora":
+            await super().recover(scenario, kind)
+
+
+class RetiresWhatWasLive(Registry):
+    """Keeps the files of the live adapter, and not those of the one before."""
+
+    async def retire(self, scenario: str, kind: ModelKind, **kept: Any) -> None:
+        live = await self.champion(scenario, kind)
+        if kind == "lora" and live is not None:
+            known = await self._store.models(scenario, kind=kind)
+            self._files.remove(scenario, [model.version for model in known if model.version < live.version])
+        await super().retire(scenario, kind, **kept)

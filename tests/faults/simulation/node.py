@@ -29,7 +29,7 @@ from worker.learning.trigger_text import parse_trigger
 from worker.life import Parts, Worker
 from worker.models.announce import Announcer
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applier
+from worker.models.applier import Applier, ApplyMode
 from worker.models.files import ModelFiles
 from worker.models.gate import GateConfig
 from worker.models.keeper import AdapterKeeper
@@ -54,7 +54,8 @@ from worker.training.scheduler import TriggerScheduler
 from worker.training.trigger_book import TriggerBook
 
 #: Scenarios of every world, each named for its apply mode.
-SCENARIOS = ("auto", "manual")
+APPLY_MODES: Mapping[str, ApplyMode] = {"auto": "auto", "manual": "manual"}
+SCENARIOS = tuple(APPLY_MODES)
 #: A task without records for so long is closed, in s.
 IDLE = 4.0
 #: All waits are shorter than in production, in the same proportion: a virtual second costs real time too.
@@ -194,7 +195,7 @@ class Node:
             applicators=self._applicators,
             announcer=announcer,
             clock=clock,
-            mode_of=lambda name: "auto" if name == "auto" else "manual",
+            mode_of=APPLY_MODES.__getitem__,
             max_history=MAX_HISTORY,
             on_event=relay.wake,
             new_id=self._new_deployment_id,

@@ -25,6 +25,8 @@ PAUSED = "paused by command"
 DRAINED_WITHIN = 600.0
 #: I6: a fresh message is stored, a fresh training has its event, within so many virtual seconds.
 STORED_WITHIN, TRAINED_WITHIN = 10.0, 30.0
+#: And what can be gone back to is live again, though its worker is lost on the way.
+BACK_WITHIN = 120.0
 #: Arguments of commands, with how often each is drawn.
 COMMANDS: tuple[tuple[int, str, Args], ...] = (
     (6, "train-now", TrainNow()),
@@ -32,7 +34,9 @@ COMMANDS: tuple[tuple[int, str, Args], ...] = (
     (2, "train-now", TrainNow(force=True, apply=True)),
     (3, "apply", Apply()),
     (1, "apply", Apply(version=1, force=True)),
-    (4, "rollback", Rollback()),
+    (2, "rollback", Rollback()),
+    (1, "rollback", Rollback(kind="lora")),
+    (1, "rollback", Rollback(kind="offline")),
     (3, "replay-quarantine", ReplayQuarantine()),
     (2, "rebuild", Rebuild()),
     (1, "pause", Pause(what="all")),
@@ -107,9 +111,14 @@ class Flight:
             world.run(seconds=1.0)
             invariants.each_step()
         assert not unrest, f"not drained after {DRAINED_WITHIN} s: {unrest}"
+        self._go_back()
         fresh = world.publish("auto", "task")
         self._until(lambda: fresh not in invariants.unsettled, STORED_WITHIN, "a fresh message was not stored")
         told = len(invariants.delivered)
+        for name in self.random.choice(((), world.workers)):
+            world.doom(name, "after_run", self.random.randint(1, 2))  # of either kind
+        if self.random.random() < 0.3:
+            world.faults.trainings.extend(("blessed", "signal"))  # the second is the adapter's, and goes on
         world.command("train-now", TrainNow(force=True), scenario="auto")
         self._until(lambda: len(invariants.delivered) > told, TRAINED_WITHIN, "a fresh training told nobody")
         world.mend_clocks()
@@ -117,6 +126,20 @@ class Flight:
         self._until(lambda: not invariants.unrest(), DRAINED_WITHIN, "it did not come to rest")
         invariants.at_rest()
         assert all(node.process.life is Life.ALIVE for node in world.nodes.values())
+
+    def _go_back(self) -> None:
+        """An operator takes back what is live, of each kind, while a worker is lost somewhere on the way."""
+        world, invariants = self.world, self.invariants
+        asked = [
+            world.command("rollback", Rollback(kind=kind), scenario=scenario)
+            for (scenario, kind), history in invariants.registers.histories.items()
+            if len(history) > 1
+        ]
+        world.strike_after(self._worker(), self.random.randint(1, 400), fatal=True)
+        self._until(lambda: invariants.answers.keys() >= set(asked), BACK_WITHIN, "a rollback was not answered")
+        for command_id in asked:
+            answer = invariants.answers[command_id]
+            assert answer.startswith("done") or "interrupted by a restart" in answer, f"no way back: {answer}"
 
     def _until(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
         end = self.world.loop.now + seconds

@@ -41,6 +41,8 @@ def finding(**parts: Any) -> str:
         ({"store": mutants.CountsAndNeverTakesBack}, "aggregates of"),
         ({"store": mutants.ForgetsCommands}, "was answered"),
         ({"store": mutants.KeepsRunsForItself}, "not drained|told nobody|did not come to rest"),  # I6
+        ({"store": mutants.RemembersForBothKinds}, "memory of lora"),
+        ({"store": mutants.GoesBackUnderTheOtherName}, "aliases of"),
     ],
     ids=lambda value: next(iter(value.values())).__name__ if isinstance(value, dict) else "",
 )
@@ -48,4 +50,23 @@ def finding(**parts: Any) -> str:
 def test_a_fault_put_in_on_purpose_is_found(parts: dict[str, Any], invariant: str) -> None:
     """Found, and by name."""
     found = finding(**parts)
+    assert re.search(invariant, found), found or f"not found in {MOST_FLIGHTS} flights"
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "invariant"),
+    [
+        ("worker.training.runs.Execution", mutants.GivesUpTheKilled, "failed at start"),
+        ("worker.training.runs.HandOver", mutants.ForgetsToHandOver, "was not handed over"),
+        ("tests.faults.simulation.node.Registry", mutants.RetiresWhatWasLive, "its files are gone"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+@pytest.mark.timeout(120)
+def test_a_fault_of_adapters_put_in_on_purpose_is_found(
+    monkeypatch: pytest.MonkeyPatch, where: str, fault: type, invariant: str
+) -> None:
+    """In what no world takes as a part."""
+    monkeypatch.setattr(where, fault)
+    found = finding()
     assert re.search(invariant, found), found or f"not found in {MOST_FLIGHTS} flights"

@@ -65,7 +65,7 @@ def test_fresh_flights_land_and_every_kind_of_fault_fired() -> None:
         "killed", "frozen", "store down", "store slow", "ack lost", "publish lost_confirm", "publish nacked",
         "publish returned", "training signal", "training oom", "training never", "training garbage",
         "training nothing", "training rejected", "adapter refused", "adapters forgotten", "died before_commit",
-        "died after_commit", "died half_acked",
+        "died after_commit", "died half_acked", "died after_run",
     } - fired.keys()  # fmt: skip
     assert not missing or FLIGHTS < 100, f"nothing of this happened in {FLIGHTS} flights: {missing}"
 

@@ -70,8 +70,8 @@ class World:
         self.broker.declare(Queue(name=REPLIES, arguments={}, bindings=[]))
         self.nodes: dict[str, Node] = {}
         self.writes = 0
-        #: Called after each write, by its name: what must hold within a transaction is looked at before the next.
-        self.after_write: Callable[[str], None] = lambda _: None
+        #: Called after each write that was done: what must hold within a transaction is looked at before the next.
+        self.after_write: Callable[[str, tuple[Any, ...]], None] = lambda *_: None
         #: Commands by id, as they were sent.
         self.commands: dict[str, OutgoingMessage] = {}
         self.boots = 0
@@ -287,8 +287,10 @@ class World:
             held = self.store._leases[f"training.{run.scenario}"]
             if held.epoch != run.epoch:
                 self.problems.append(f"{process} ended run {run.run_id} under epoch {run.epoch}, the lease's is {held}")
+        if isinstance(outcome, Exception):
+            return
         try:
-            self.after_write(call)
+            self.after_write(call, args)
         except AssertionError as broken:  # not to be met by the product
             self.problems.append(f"after {call} by {process}: {broken}")
 
