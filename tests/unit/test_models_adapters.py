@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,6 +18,7 @@ from tests.unit.scripted_adapter import NAMES, make_adapter
 from tests.unit.test_models_applier import Stubborn
 from tests.unit.test_models_applier import register as register_offline
 from tests.unit.training_world import World, eventually, opened, worker_over
+from worker.durable import make_private_directory
 from worker.errors import ApplyFailed, NotFound, StoreUnavailable
 from worker.learning.validation import Verdict
 from worker.models.adapter import AdapterFile, adapter_directory, decode, encode
@@ -73,6 +75,19 @@ async def test_an_adapter_is_registered_with_all_its_files_and_what_it_was_train
         content = await world.registry.read(model)
         assert hashlib.sha256(content).hexdigest() == model.sha256
         assert not list((tmp_path / "tmp").iterdir())
+
+
+async def test_others_read_the_files_of_an_adapter_only_where_the_folder_above_lets_them_in(tmp_path: Path) -> None:
+    """An inference server of the worker's group needs one chmod then, and not one after each training."""
+    data_dir = tmp_path / "data"
+    make_private_directory(data_dir)
+    async with opened(data_dir) as store:
+        await register(worker_over(store, data_dir, kinds=BOTH), 1)
+    models = data_dir / "models"
+    assert models.stat().st_mode & 0o777 == 0o700
+    found = {(path.is_dir(), path.stat().st_mode & 0o777) for path in models.rglob("*")}
+    assert found == {(True, 0o750), (False, 0o640)}
+    assert (data_dir / "swarm.db").stat().st_mode & 0o077 == 0
 
 
 def _remove(path: Path) -> None:
@@ -253,6 +268,16 @@ class Forgetful(NoopApplicator):
         return await super().served(scenario)
 
 
+@asynccontextmanager
+async def serving(tmp_path: Path) -> AsyncIterator[tuple[World, Forgetful]]:
+    """A worker whose server serves an adapter."""
+    async with opened(tmp_path) as store:
+        server = Forgetful()
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
+        await world.applier.apply(await register(world, 1), by="trigger")
+        yield world, server
+
+
 class Keeping:
     """A keeper at work, whose waits are noted and last for one step of the loop each."""
 
@@ -290,29 +315,23 @@ async def test_what_a_restarted_server_forgot_is_brought_back_without_anybodys_h
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that keeps its adapters in memory alone has none after its start (vLLM)."""
-    async with opened(tmp_path) as store:
-        server = Forgetful()
-        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
-        await world.applier.apply(await register(world, 1), by="trigger")
+    async with serving(tmp_path) as (world, server):
         async with Keeping(world, monkeypatch) as keeping:
             await keeping.looks(1)
             server._served.clear()
             await eventually(lambda: bool(server._served))
         assert keeping.recovered == [("S", "lora")]
-        assert len(await store.deployments("S")) == 1
+        assert len(await world.store.deployments("S")) == 1
 
 
 async def test_a_server_that_is_away_is_not_asked_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its wait doubles up to five minutes, and once it was there it is looked at each minute."""
-    async with opened(tmp_path) as store:
-        server = Forgetful()
-        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto", adapters=server)
-        await world.applier.apply(await register(world, 1), by="trigger")
+    """Its wait doubles up to a minute; and so often it is looked at once it was there."""
+    async with serving(tmp_path) as (world, server):
         server.away = True
         async with Keeping(world, monkeypatch) as keeping:
-            assert (await keeping.looks(10))[:10] == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+            assert (await keeping.looks(7))[:7] == [2, 4, 8, 16, 32, 60, 60]
             server.away = False
             assert (await keeping.looks(3))[-1] == 60
             server.away = True

@@ -20,8 +20,9 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at what is served; a look may cost the server a few tokens.
 _LOOK_SECONDS = 60.0
-#: First wait for a server that is away or refuses, in s, and the longest; it doubles from the one to the other.
-_FIRST_WAIT, _LONGEST_WAIT = 2.0, 300.0
+#: First wait for a server that is away or refuses, in s; it doubles up to the time between two looks. A server that is
+#: back and has lost its adapters turns every node away until then (vLLM after 181 s; the next look was due after 254).
+_FIRST_WAIT = 2.0
 
 
 class AdapterKeeper:
@@ -63,4 +64,4 @@ class AdapterKeeper:
                 # An applicator's own fault must not end the worker, which would do the same again after its start.
                 log.exception("adapter_not_looked_at", scenario=scenario)
             await sleep_unless(stopping, _LOOK_SECONDS if served else again)
-            again = _FIRST_WAIT if served else min(_LONGEST_WAIT, again * 2)
+            again = _FIRST_WAIT if served else min(_LOOK_SECONDS, again * 2)
