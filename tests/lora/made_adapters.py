@@ -6,15 +6,17 @@ What each answers is computed with transformers, so a server that answers alike 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFReader, GGUFWriter
+from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.lora.tiny import TARGETS, TinyBase, question, rendered
-from worker.models.adapter import ADAPTER_DIR, GGUF_FILE, AdapterFile, AdapterModel, BaseModel, Probe, encode
+from worker.models.adapter import ADAPTER_DIR, GGUF_FILE, PEFT_DIR, AdapterFile, AdapterModel, BaseModel, Probe, encode
 from worker.store.port import Model
 
 _RANK, _ALPHA = 4, 8.0
@@ -98,6 +100,26 @@ class AdapterMaker:
         tokens = self._tokenizer(prompt, return_tensors="pt")
         said = self._base.generate(**tokens, max_new_tokens=_TOKENS, do_sample=False)[0][tokens["input_ids"].shape[1] :]
         return str(self._tokenizer.decode(said, skip_special_tokens=True))  # as the server does
+
+
+def write_peft(gguf: Path, directory: Path) -> list[AdapterFile]:
+    """The same adapter as PEFT has it, which no server of the tests reads."""
+    directory.mkdir()
+    sides = {"lora_a": "lora_A", "lora_b": "lora_B"}
+    weights = {}
+    for tensor in GGUFReader(gguf).tensors:
+        _, layer, _, _, side = tensor.name.split(".")
+        weights[f"base_model.model.model.layers.{layer}.mlp.down_proj.{sides[side]}.weight"] = tensor.data.copy()
+    save_file(weights, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": _ALPHA, "target_modules": ["down_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return [
+        AdapterFile(
+            path=f"{PEFT_DIR}/{path.name}", sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            size=path.stat().st_size,
+        )
+        for path in sorted(directory.iterdir())
+    ]  # fmt: skip
 
 
 class Made:

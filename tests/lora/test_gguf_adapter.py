@@ -1,4 +1,4 @@
-"""An adapter as GGUF: a real llama-server answers with it as PEFT does, and what it could not serve is refused."""
+"""An adapter as GGUF: a real llama-server answers with it as PEFT does, and it fits its base and no other."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import torch
 from gguf import GGUFReader, GGUFWriter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.lora.llama_server import RunningServer, running_server
 from tests.lora.tiny import TARGETS, TinyBase, question, rendered
 from tests.lora.training_input import WANTED, config, examples, write_run
 from worker.episodes.worker_task import ARROW
-from worker.errors import ConfigurationError
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.adapter import ADAPTER_DIR, GGUF_FILE, PEFT_DIR, decode
-from worker.training.lora.gguf_adapter import refuse_what_cannot_be_served, write_gguf
+from worker.training.lora.adapter_check import AdapterCheck, check_gguf
+from worker.training.lora.gguf_adapter import write_gguf
+from worker.training.lora.gguf_base import gguf_base
 from worker.training.lora.train import train_adapter
 
 pytestmark = pytest.mark.lora
@@ -54,11 +55,6 @@ def copied(run: Path, tmp_path: Path) -> Path:
     """The adapter's PEFT files alone, to be changed and converted."""
     shutil.copytree(run / ADAPTER_DIR / PEFT_DIR, tmp_path / ADAPTER_DIR / PEFT_DIR)
     return tmp_path / ADAPTER_DIR
-
-
-def changed_config(adapter: Path, **values: Any) -> None:
-    path = adapter / PEFT_DIR / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_the_server_answers_with_the_adapter_as_the_training_says_and_without_it_as_the_base(
@@ -105,55 +101,28 @@ def test_the_shapes_are_known_from_either_form_of_the_base(form: str, base: Tiny
     assert (copied / GGUF_FILE).read_bytes() == gguf.read_bytes()
 
 
-def test_an_adapter_of_another_base_is_refused_before_a_server_would(copied: Path, base: TinyBase) -> None:
-    other = json.loads((base.directory / "config.json").read_text())
-    (copied.parent / "config.json").write_text(json.dumps({**other, "intermediate_size": 256}))
-
-    with pytest.raises(ConfigurationError, match=r"ffn_down\.weight of 64 x 128, .* has 64 x 256; SWARM_LORA_BASE"):
-        write_gguf(copied, base=copied.parent, serving=None, converter=None)
+@pytest.mark.parametrize("form", ["directory", "gguf"])
+def test_what_a_training_leaves_fits_its_base(form: str, base: TinyBase, run: Path) -> None:
+    check = AdapterCheck(base=getattr(base, form), serving=base.gguf)
+    check((run / MODEL_FILE).read_bytes(), run / ADAPTER_DIR)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 4}}, {"alpha_pattern": {"q_proj": 4}},
-        {"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"bias": "all"}, {"init_lora_weights": "pissa_niter_4"},
-        {"peft_type": "IA3"},
-    ],
-    ids=lambda values: next(iter(values)),
-)  # fmt: skip
-def test_what_a_gguf_file_cannot_say_is_refused(copied: Path, base: TinyBase, values: dict[str, Any]) -> None:
-    changed_config(copied, **values)
+def test_what_a_training_leaves_fits_no_other_base(base: TinyBase, run: Path, tmp_path: Path) -> None:
+    config = json.loads((base.directory / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 256}))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    model.save_pretrained(tmp_path)
 
-    with pytest.raises(ConfigurationError, match=str(next(iter(values)) if "init" not in str(values) else "pissa")):
-        write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
-    assert not (copied / GGUF_FILE).exists()
+    with pytest.raises(ValueError, match=r"mlp\.down_proj of 64 x 128, \S+ has 64 x 256; was it trained"):
+        AdapterCheck(base=tmp_path, serving=None)((run / MODEL_FILE).read_bytes(), run / ADAPTER_DIR)
 
 
-def test_what_peft_writes_by_default_is_not_refused(copied: Path) -> None:
-    refuse_what_cannot_be_served(json.loads((copied / PEFT_DIR / "adapter_config.json").read_text()))
+@pytest.mark.parametrize("cut", [100, 1_000, 10_000, -40])
+def test_a_gguf_adapter_that_was_cut_off_is_refused(gguf: Path, tmp_path: Path, cut: int) -> None:
+    (tmp_path / GGUF_FILE).write_bytes(gguf.read_bytes()[:cut])
 
-
-def test_numbers_that_are_none_are_refused(copied: Path, base: TinyBase) -> None:
-    path = copied / PEFT_DIR / "adapter_model.safetensors"
-    weights = load_file(path)
-    name = min(weights)
-    weights[name] = weights[name].clone()
-    weights[name][0, 0] = float("nan")
-    save_file(weights, path)
-
-    with pytest.raises(ConfigurationError, match=r"not finite.*lower SWARM_LORA_LEARNING_RATE"):
-        write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
-
-
-def test_half_a_pair_is_refused(copied: Path, base: TinyBase) -> None:
-    path = copied / PEFT_DIR / "adapter_model.safetensors"
-    weights = load_file(path)
-    del weights[min(weights)]
-    save_file(weights, path)
-
-    with pytest.raises(ConfigurationError, match="one of its two matrices only"):
-        write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
+    with pytest.raises(ValueError, match=r"cut off|ends within|damaged"):
+        check_gguf(tmp_path / GGUF_FILE, None, alpha=16.0, rank=8)
 
 
 def test_weights_of_half_the_width_are_converted_too(copied: Path, base: TinyBase) -> None:
@@ -219,6 +188,13 @@ def test_a_base_that_is_no_llama_has_one_by_the_converter(copied: Path, foreign_
     ]  # fmt: skip
 
 
-def test_what_a_converter_made_is_held_against_the_base(copied: Path, foreign_base: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"attn_q\.weight of 5 x 4, foreign\.gguf has 6 x 4"):
-        write_gguf(copied, base=foreign_base, serving=None, converter=converter(copied.parent, rows=5))
+@pytest.mark.parametrize("rows", [5, 6])
+def test_what_a_converter_made_is_held_against_the_base(copied: Path, foreign_base: Path, rows: int) -> None:
+    """It writes half the width, as llama.cpp's does."""
+    write_gguf(copied, base=foreign_base, serving=None, converter=converter(copied.parent, rows=rows))
+    of = gguf_base(foreign_base, None)
+    if rows == 6:
+        check_gguf(copied / GGUF_FILE, of, alpha=16.0, rank=8)
+        return
+    with pytest.raises(ValueError, match=r"attn_q\.weight of 5 x 4, foreign\.gguf has 6 x 4"):
+        check_gguf(copied / GGUF_FILE, of, alpha=16.0, rank=8)

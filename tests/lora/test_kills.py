@@ -23,7 +23,7 @@ from tests.integration.nursery import Nursery
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 from tests.lora import learning_worker, swarm
 from tests.lora.asking import asked, pointer
-from tests.lora.made_adapters import AdapterMaker
+from tests.lora.made_adapters import AdapterMaker, write_peft
 from tests.lora.tiny import TARGETS, TinyBase, question, rendered
 from worker import crash
 from worker.episodes.worker_task import ARROW
@@ -192,15 +192,10 @@ def made(maker: AdapterMaker, place: Path, scenario: str, seed: int) -> str:
     """Make an adapter in `<place>/out` as a training would leave it, and say what it answers about the first target."""
     found = maker.registered(place / "made", 1, scenario=scenario, seed=seed)
     (place / "made" / "models" / scenario / "1").rename(place / "out")
-    weights = b"no server of this test reads PEFT's form"
-    peft = place / "out" / adapter.ADAPTER_DIR / "peft" / "adapter_model.safetensors"
-    peft.parent.mkdir()
-    peft.write_bytes(weights)
-    file = adapter.AdapterFile(
-        path="peft/adapter_model.safetensors", sha256=hashlib.sha256(weights).hexdigest(), size=len(weights)
-    )
+    files = place / "out" / adapter.ADAPTER_DIR
+    peft = write_peft(files / adapter.GGUF_FILE, files / adapter.PEFT_DIR)
     document = adapter.decode(found.content)
-    (place / "out" / "model.json").write_bytes(adapter.encode(replace(document, files=[*document.files, file])))
+    (place / "out" / "model.json").write_bytes(adapter.encode(replace(document, files=[*document.files, *peft])))
     gate = Verdict(verdict="blessed", reasons=["made for a test"])
     (place / "out" / "result.json").write_bytes(encode_result(TrainingResult(run_id="", outcome="model", gate=gate)))
     answers = {probe.prompt: probe.expected for probe in document.probes}

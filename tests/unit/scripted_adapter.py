@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from worker.learning.validation import Verdict
@@ -26,18 +28,34 @@ from worker.models.adapter import (
 from worker.training.lora.inputs import read_lora_input
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result
 
-#: An adapter's files, each with the text that stands for its bytes.
+#: An adapter's files.
 NAMES = (f"{PEFT_DIR}/adapter_config.json", f"{PEFT_DIR}/adapter_model.safetensors")
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, "target_modules": ["q_proj"], "bias": "none"}
+#: Rows and columns of its two matrices.
+SHAPES = {
+    f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": shape
+    for side, shape in (("A", (2, 4)), ("B", (6, 2)))
+}
+
+
+def safetensors(shapes: Mapping[str, Sequence[int]], *, text: str = "") -> bytes:
+    """A file of 32-bit zeros; the text is in its header, so that its bytes differ."""
+    header: dict[str, object] = {"__metadata__": {"text": text}}
+    end = 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + 4 * math.prod(shape)]}
+        end += 4 * math.prod(shape)
+    packed = json.dumps(header).encode()
+    return len(packed).to_bytes(8, "little") + packed + bytes(end)
 
 
 def make_adapter(output_dir: Path, *, scenario: str, data_sha256: str, text: str) -> bytes:
     """Leave an adapter below `output_dir`; its model.json."""
     files = []
-    for name in NAMES:
+    for name, content in zip(NAMES, (json.dumps(CONFIG).encode(), safetensors(SHAPES, text=text)), strict=True):
         path = output_dir / ADAPTER_DIR / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{name} {text}")
-        content = path.read_bytes()
+        path.write_bytes(content)
         files.append(AdapterFile(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content)))
     document = AdapterModel(
         scenario=scenario, objective="sft", base=BaseModel(name="tiny", architecture="llama", sha256="0" * 64), rank=2,

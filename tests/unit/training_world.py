@@ -240,7 +240,8 @@ def worker_over(
     )  # fmt: skip
     rules = Rules(holdout=CONFIG.holdout)
     plan = LoraPlan(
-        config=LoraConfig(base_model="tiny"), models_of=lambda _, __: learn_models(LEARN_MODELS, rules),
+        config=LoraConfig(base_model=str(data_dir / "base.gguf")),
+        models_of=lambda _, __: learn_models(LEARN_MODELS, rules),
         rules_of=lambda _: rules, runs_dir=data_dir / "lora/data", outputs_dir=data_dir / "lora/adapters",
         checkpoint_steps=50,
     )  # fmt: skip

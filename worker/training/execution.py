@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from worker import crash
 from worker.clock import Clock
 from worker.durable import NO_ROOM
-from worker.errors import LeaseLost, StoreError, StoreUnavailable, WorkerError
+from worker.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable, WorkerError
 from worker.learning.offline_model import ModelUnreadable
 from worker.models.adapter import ADAPTER_DIR
 from worker.models.announce import Announcer
@@ -237,7 +237,10 @@ class Execution:
         if result.gate is None or result.run_id != run.run_id:
             return await self._failed(run, "bad_output: the result is of another run", "")
         now_ms = self._tools.clock.now_ms()
+        adapter = self._recipe.output_of(run.run_id) / ADAPTER_DIR if run.kind == "lora" else None
         try:
+            if adapter is not None and given.check is not None:
+                await asyncio.to_thread(given.check, content, adapter)
             model = await self._tools.registry.prepare(
                 run,
                 content,
@@ -245,14 +248,11 @@ class Execution:
                 metrics=result.metrics,
                 verdict=result.gate,
                 now_ms=now_ms,
-                adapter=self._recipe.output_of(run.run_id) / ADAPTER_DIR if run.kind == "lora" else None,
+                adapter=adapter,
                 data_manifest=given.manifest,
             )
-        except (
-            ValueError,
-            FileNotFoundError,
-            ModelUnreadable,
-        ) as error:  # a script of the operator's may leave anything
+        except (ValueError, FileNotFoundError, ModelUnreadable, ConfigurationError) as error:
+            # A script of the operator's may leave anything.
             return await self._failed(run, "bad_output", str(error))
         changed = partial(after_success, facts=given.facts, now_ms=now_ms, cooldown=self._tools.timing.cooldown)
         if model.run_id != run.run_id:

@@ -19,6 +19,9 @@ class Frozen:
     facts: FrozenFacts
     lineage: dict[str, Any]  # of the model that comes of it: window, counts, config and its hash, seed
     manifest: Path | None = None  # of the training data, to be kept beside an adapter
+    #: Of an adapter: looks at its model.json and its files before they are registered. Blocking. Raises ValueError or
+    #: `ConfigurationError` where they must not be, OSError.
+    check: Callable[[bytes, Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

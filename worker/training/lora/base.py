@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +26,10 @@ from transformers.utils import logging as transformers_logging
 
 from worker.errors import ConfigurationError
 from worker.models.adapter import BaseModel
+from worker.training.lora.base_shapes import in_a_layer
 
 #: What a download takes: no pickle, no code.
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-#: Linear layers outside of the decoder's layers (the head), and experts that servers keep stacked, take no adapter.
-_IN_A_LAYER = re.compile(r"\.(layers|h|blocks)\.\d+\.")
-_STACKED = re.compile(r"\.experts\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ def require_servable(model: nn.Module, targets: Sequence[str]) -> None:
     servable: dict[str, bool] = {}
     for name, module in model.named_modules():
         last = name.rsplit(".", 1)[-1]
-        fits = isinstance(module, nn.Linear) and bool(_IN_A_LAYER.search(f".{name}")) and not _STACKED.search(name)
+        fits = isinstance(module, nn.Linear) and in_a_layer(name)
         servable[last] = servable.get(last, True) and fits
     for target in targets:
         if not servable.get(target, False):

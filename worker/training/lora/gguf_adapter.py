@@ -1,4 +1,4 @@
-"""An adapter as llama.cpp loads it: PEFT's files made into one GGUF file, read back and held against the base.
+"""An adapter as llama.cpp loads it: PEFT's files made into one GGUF file.
 
 The recipe is llama.cpp's own (convert_lora_to_gguf.py, b11434), for its architecture `llama` alone; others do not all
 permute what llama does, so they need their converter.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from gguf import MODEL_ARCH, GGUFReader, GGUFWriter, dequantize, get_tensor_name_map
+from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
 from safetensors.torch import load_file
 
 from worker.errors import ConfigurationError
@@ -20,15 +20,6 @@ from worker.models.adapter import GGUF_FILE, PEFT_DIR
 from worker.training.lora.converter import convert
 from worker.training.lora.gguf_base import LLAMA, GgufBase, gguf_base
 
-#: Options of PEFT that change what an adapter computes and have no place in the file: it has one alpha, and llama.cpp
-#: divides it by the rank. Some of them change the base itself.
-_NOT_TO_BE_SERVED: Final = (
-    "use_dora", "use_rslora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "modules_to_save",
-    "lora_bias", "fan_in_fan_out", "trainable_token_indices", "target_parameters", "layer_replication",
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
-)  # fmt: skip
-#: Ways to begin that move a part of the base into the adapter, so that it fits no other copy of the base.
-_BEGINNINGS_THAT_CHANGE_THE_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PREFIX = "base_model.model."
 _TAILS: Final = {".lora_A.weight": ".lora_a", ".lora_B.weight": ".lora_b"}
 
@@ -47,40 +38,23 @@ def write_gguf(
     no converter is configured: then the adapter can be served by others alone. Raises `ConfigurationError`.
     """
     of = gguf_base(base, serving)
-    config = json.loads((adapter / PEFT_DIR / "adapter_config.json").read_bytes())
-    refuse_what_cannot_be_served(config)
     made = adapter / GGUF_FILE
     if of.architecture == LLAMA:
-        _convert_llama(adapter / PEFT_DIR, made, of, alpha=config["lora_alpha"])
+        _convert_llama(adapter / PEFT_DIR, made, of)
     elif converter is None:
         return False
     else:
         run(converter, {"base": base, "adapter": adapter / PEFT_DIR, "output": made})
-    check_gguf(made, of, alpha=config["lora_alpha"], rank=config["r"])
     return True
 
 
-def refuse_what_cannot_be_served(config: Mapping[str, Any]) -> None:
-    """`ConfigurationError` where `adapter_config.json` says what a GGUF file cannot."""
-    found = [name for name in _NOT_TO_BE_SERVED if config.get(name)]
-    beginning = str(config.get("init_lora_weights") or "")
-    found += [beginning for name in _BEGINNINGS_THAT_CHANGE_THE_BASE if beginning.startswith(name)]
-    if config.get("bias", "none") != "none":
-        found.append("bias")
-    if config.get("peft_type") != "LORA":
-        found.append(f"peft_type {config.get('peft_type')}")
-    if found:
-        raise ConfigurationError(
-            f"SWARM_LORA_TRAIN_SCRIPT: the adapter uses {', '.join(found)}, which no GGUF file can say; train without"
-        )
-
-
-def _convert_llama(peft: Path, made: Path, base: GgufBase, *, alpha: float) -> None:
+def _convert_llama(peft: Path, made: Path, base: GgufBase) -> None:
+    config = json.loads((peft / "adapter_config.json").read_bytes())
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, base.layers)
     writer = GGUFWriter(made, LLAMA)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(alpha))
+    writer.add_float32("adapter.lora.alpha", float(config["lora_alpha"]))
     weights = load_file(peft / "adapter_model.safetensors")
     for key in sorted(weights):
         module, tail = _parts(key)
@@ -113,53 +87,3 @@ def _in_the_order_of_llama(tensor: np.ndarray[Any, Any], name: str, base: GgufBa
         return tensor
     halves = tensor.reshape(heads, 2, -1, tensor.shape[1])
     return halves.swapaxes(1, 2).reshape(tensor.shape)
-
-
-def check_gguf(path: Path, base: GgufBase, *, alpha: float, rank: int) -> None:
-    """Read the file as a server would, before anybody relies on it; `ConfigurationError` where it does not fit.
-
-    What llama.cpp checks when it loads one (src/llama-adapter.cpp), and what it does not: alpha, rank, finite values.
-    """
-    try:
-        reader = GGUFReader(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it made no GGUF file: {error}") from error
-    said = {key: field.contents() for key, field in reader.fields.items()}
-    expected = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": base.architecture}
-    for key, value in expected.items():
-        if said.get(key) != value:
-            raise ConfigurationError(
-                f"the GGUF adapter says {key} = {said.get(key)}, {base.name} needs {value}; "
-                "SWARM_LORA_BASE_MODEL and SWARM_LORA_SERVING_BASE must be one model"
-            )
-    if abs(said.get("adapter.lora.alpha", 0.0) - alpha) > 1e-3 * alpha:
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: alpha is {said.get('adapter.lora.alpha')}, not {alpha}")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    weights = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
-    if not weights:
-        raise ConfigurationError("SWARM_LORA_CONVERTER: the GGUF adapter changes nothing")
-    for weight in weights:
-        _check_pair(weight, tensors.get(f"{weight}.lora_a"), tensors.get(f"{weight}.lora_b"), base, rank=rank)
-    for tensor in tensors.values():
-        if not np.isfinite(dequantize(tensor.data, tensor.tensor_type)).all():
-            raise ConfigurationError(
-                f"{tensor.name} of the GGUF adapter is not finite: the training went astray; "
-                "lower SWARM_LORA_LEARNING_RATE"
-            )
-
-
-def _check_pair(weight: str, first: Any, second: Any, base: GgufBase, *, rank: int) -> None:
-    if first is None or second is None:
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: {weight} has one of its two matrices only")
-    (columns, rank_a), (rank_b, rows) = ([int(size) for size in tensor.shape] for tensor in (first, second))
-    if (rank_a, rank_b) != (rank, rank):
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: {weight} has rank {rank_a} and {rank_b}, not {rank}")
-    if base.shapes is None:
-        return
-    fits = base.shapes.get(weight)
-    if fits != (rows, columns):
-        has = "has none" if fits is None else f"has {fits[0]} x {fits[1]}"
-        raise ConfigurationError(
-            f"the adapter changes a {weight} of {rows} x {columns}, {base.name} {has}; "
-            "SWARM_LORA_BASE_MODEL and SWARM_LORA_SERVING_BASE must be one model"
-        )

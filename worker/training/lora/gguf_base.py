@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
-
 from worker.errors import ConfigurationError
+from worker.models.gguf_header import Gguf, read_gguf
 
 #: The one architecture whose adapters we convert ourselves.
 LLAMA = "llama"
@@ -40,41 +39,44 @@ def gguf_base(base: Path, serving: Path | None) -> GgufBase:
         return _of_file(serving, "SWARM_LORA_SERVING_BASE")
     if base.is_file():
         return _of_file(base, "SWARM_LORA_BASE_MODEL")
-    return _of_config(base.name, json.loads((base / "config.json").read_bytes()))
+    try:
+        return _of_config(base.name, json.loads((base / "config.json").read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"SWARM_LORA_BASE_MODEL: {base / 'config.json'} is not what transformers writes: {error!r}"
+        ) from error
 
 
 def _of_file(path: Path, setting: str) -> GgufBase:
     try:
-        reader = GGUFReader(path)
-        architecture = _value(reader, "general.architecture")
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigurationError(f"{setting}: {path} is no GGUF file: {error}") from error
-    shapes = {
-        tensor.name: (int(tensor.shape[1]), int(tensor.shape[0]))
-        for tensor in reader.tensors
-        if len(tensor.shape) == 2  # noqa: PLR2004
-    }
-    if architecture != LLAMA:
-        return GgufBase(name=path.name, architecture=architecture, shapes=shapes)
-    heads = _value(reader, "llama.attention.head_count")
-    return GgufBase(
-        name=path.name,
-        architecture=architecture,
-        layers=_value(reader, "llama.block_count"),
-        heads=heads,
-        # A file without it has as many (llama.cpp's default).
-        kv_heads=_value(reader, "llama.attention.head_count_kv", heads),
-        shapes=shapes,
-    )
+        said = read_gguf(path, whole=False)
+        architecture = said.fields.get("general.architecture")
+        shapes = {
+            name: (tensor.shape[1], tensor.shape[0])
+            for name, tensor in said.tensors.items()
+            if len(tensor.shape) == 2  # noqa: PLR2004
+        }
+        if architecture != LLAMA:
+            return GgufBase(name=path.name, architecture=str(architecture), shapes=shapes)
+        heads = _count(said, "llama.attention.head_count")
+        return GgufBase(
+            name=path.name,
+            architecture=LLAMA,
+            layers=_count(said, "llama.block_count"),
+            heads=heads,
+            # A file without it has as many (llama.cpp's default).
+            kv_heads=_count(said, "llama.attention.head_count_kv", heads),
+            shapes=shapes,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{setting}: {path} cannot be read as a GGUF file: {error}") from error
 
 
-def _value(reader: GGUFReader, key: str, default: Any = None) -> Any:
-    field = reader.get_field(key)
-    if field is None:
-        if default is None:
-            raise KeyError(key)
-        return default
-    return field.contents()
+def _count(said: Gguf, key: str, default: int | None = None) -> int:
+    value = said.fields.get(key, default)
+    if type(value) is not int:
+        raise ValueError(f"it says {key} = {value}")
+    return value
 
 
 def _of_config(name: str, config: dict[str, Any]) -> GgufBase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from worker.store.port import Facts, Run
 from worker.training.child import ChildLauncher
 from worker.training.episode_records import EpisodesAndRecords
 from worker.training.inputs import FrozenFacts
+from worker.training.lora.adapter_check import AdapterCheck
+from worker.training.lora.base_shapes import base_on_this_machine
 from worker.training.lora.data import ModelsOf, write_training_data
 from worker.training.lora.inputs import (
     HELD_OUT_FILE,
@@ -68,7 +71,9 @@ def lora_recipe(store: LoraStore, registry: Registry, plan: LoraPlan, launcher: 
         elif given.surroundings != around:  # they change no adapter, so it goes on where it was, as they are now
             given = replace(given, surroundings=around)
             await asyncio.to_thread(write_lora_input, run_dir, given)
-        return Frozen(facts=given.facts, lineage=_lineage(given), manifest=run_dir / MANIFEST_FILE)
+        return Frozen(
+            facts=given.facts, lineage=_lineage(given), manifest=run_dir / MANIFEST_FILE, check=partial(_check, given)
+        )
 
     return Recipe(
         kind="lora", config_hash=plan.config.hash, launcher=launcher, runs_dir=plan.runs_dir,
@@ -155,6 +160,13 @@ def _frozen_before(run_dir: Path, run: Run, config: LoraConfig) -> LoraInput | N
 
 def _changed(before: LoraConfig, now: LoraConfig) -> list[str]:
     return [name for name in LoraConfig.__struct_fields__ if getattr(before, name) != getattr(now, name)]
+
+
+def _check(given: LoraInput, content: bytes, adapter: Path) -> None:
+    # Only now: a base of the hub was downloaded by the training.
+    serving = given.surroundings.serving_base
+    check = AdapterCheck(base_on_this_machine(given.config.base_model), None if serving is None else Path(serving))
+    check(content, adapter)
 
 
 def _lineage(given: LoraInput) -> dict[str, Any]:
