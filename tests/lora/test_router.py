@@ -73,6 +73,13 @@ async def start(
         yield make
 
 
+async def restarted(start: Callable[..., World], world: World, *options: str) -> World:
+    """The router ended, and started again with these options where it was."""
+    world.server.process.terminate()
+    await asyncio.to_thread(world.server.process.wait)
+    return start(*options, port=int(world.server.url.rpartition(":")[2]))
+
+
 @pytest.mark.timeout(120)
 async def test_ten_swaps_under_a_swarm_that_asks_all_the_while_lose_no_request(
     start: Callable[..., World], maker: AdapterMaker, tmp_path: Path
@@ -171,10 +178,7 @@ async def test_a_router_that_was_started_again_serves_the_same_adapter(
     world = start()
     one = maker.registered(tmp_path, 1)
     await world.applicator.apply(one.model, one.content)
-    world.server.process.terminate()
-    await asyncio.to_thread(world.server.process.wait)
-
-    again = start(port=int(world.server.url.rpartition(":")[2]))
+    again = await restarted(start, world)
 
     assert await again.running() == []
     assert await again.applicator.served("S") == one.model.sha256
@@ -188,9 +192,7 @@ async def test_a_router_that_loads_nothing_by_itself_is_seen_to_serve_nothing(
     world = start()
     one = maker.registered(tmp_path, 1)
     await world.applicator.apply(one.model, one.content)
-    world.server.process.terminate()
-    await asyncio.to_thread(world.server.process.wait)
-    again = start("--no-models-autoload", port=int(world.server.url.rpartition(":")[2]))
+    again = await restarted(start, world, "--no-models-autoload")
 
     assert await again.applicator.served("S") is None
     await again.applicator.apply(one.model, one.content)

@@ -19,7 +19,7 @@ from worker.errors import CommandFailed
 from worker.models.adapter import ADAPTER_DIR
 from worker.models.applicators.noop import NoopApplicator
 from worker.models.applier import Applied as AppliedResult
-from worker.store.port import Model, trigger_key
+from worker.store.port import Model, Run, Store, trigger_key
 from worker.training.child import ChildEnd, ChildLauncher, Died, OnProgress, OnStep, TrainingStep
 from worker.training.recipe import Recipe
 from worker.wire.commands import Apply, Command, Rollback, TrainNow
@@ -34,6 +34,15 @@ def told(tmp_path: Path, word: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     return path
+
+
+async def trained(store: Store, tmp_path: Path, word: str, *, episodes: int = 30) -> tuple[World, Run]:
+    """A worker of adapters alone, and how its training of so many episodes ended that was told this word."""
+    world = worker_over(store, tmp_path, kinds=("lora",))
+    told(tmp_path, word)
+    await world.feed(episodes)
+    async with world.running():
+        return world, await ended(world, await world.command("c1", kind="lora"))
 
 
 class _Ready:
@@ -169,11 +178,7 @@ async def test_the_step_of_a_training_is_seen_while_it_goes_on(tmp_path: Path) -
 async def test_what_the_child_finds_too_little_is_skipped_with_its_words(tmp_path: Path) -> None:
     """Too few examples are no failure: more may come."""
     async with opened(tmp_path) as store:
-        world = worker_over(store, tmp_path, kinds=("lora",))
-        told(tmp_path, "nothing")
-        await world.feed(3)
-        async with world.running():
-            run = await ended(world, await world.command("c1", kind="lora"))
+        _, run = await trained(store, tmp_path, "nothing", episodes=3)
         assert (run.state, run.reason) == ("skipped", "nothing_to_learn: 3 examples, and 20 are needed")
         assert [list(path.iterdir()) for path in (tmp_path / "lora").iterdir() if path.name == "adapters"] == [[]]
 
@@ -203,11 +208,7 @@ async def test_an_adapter_whose_files_are_not_what_it_says_is_a_failed_run(tmp_p
 async def test_an_adapter_with_a_file_too_few_is_bad_output_and_says_which(tmp_path: Path) -> None:
     """A training script of the operator's may leave anything."""
     async with opened(tmp_path) as store:
-        world = worker_over(store, tmp_path, kinds=("lora",))
-        told(tmp_path, "forget")
-        await world.feed(30)
-        async with world.running():
-            run = await ended(world, await world.command("c1", kind="lora"))
+        _, run = await trained(store, tmp_path, "forget")
         assert run.state == "failed"
         assert (run.reason or "").startswith("bad_output: ")
         assert "adapter_model.safetensors" in (run.reason or "")
@@ -217,12 +218,8 @@ async def test_an_adapter_with_a_file_too_few_is_bad_output_and_says_which(tmp_p
 async def test_a_killed_training_goes_on_from_its_checkpoint_as_the_same_run(tmp_path: Path) -> None:
     """By the kernel for want of memory, say. What it had frozen and written is still there at the next start."""
     async with opened(tmp_path) as store:
-        world = worker_over(store, tmp_path, kinds=("lora",))
-        word = told(tmp_path, "die")
-        await world.feed(30)
-        async with world.running():
-            run = await ended(world, await world.command("c1", kind="lora"))
-        assert not word.exists()
+        world, run = await trained(store, tmp_path, "die")
+        assert list((tmp_path / "lora/data").iterdir()) == []
         assert (run.state, run.attempts) == ("trained", 2)
         assert world.runs.stats.interrupted == 1
         assert [event.type for event in await world.events()] == ["learning.trained"]
@@ -231,11 +228,7 @@ async def test_a_killed_training_goes_on_from_its_checkpoint_as_the_same_run(tmp
 async def test_a_training_that_is_killed_each_time_is_given_up(tmp_path: Path) -> None:
     """What kills it may be the training itself."""
     async with opened(tmp_path) as store:
-        world = worker_over(store, tmp_path, kinds=("lora",))
-        told(tmp_path, "die_always")
-        await world.feed(30)
-        async with world.running():
-            run = await ended(world, await world.command("c1", kind="lora"))
+        _, run = await trained(store, tmp_path, "die_always")
         assert (run.state, run.attempts, run.reason) == ("failed", 3, "signal:9")
         assert [path.name for path in (tmp_path / "lora/data").iterdir()] == ["die_always"]
 
