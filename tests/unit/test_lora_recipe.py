@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,18 @@ def recipe_over(
     return lora_recipe(store, registry, plan, ChildLauncher(timeout=1, memory_mb=0))
 
 
+@asynccontextmanager
+async def once_frozen(tmp_path: Path) -> AsyncIterator[tuple[Store, Recipe, Path]]:
+    """A store with one task, a recipe over it, and the directory into which a run of it was frozen."""
+    async with opened(tmp_path) as store:
+        await tell(store, task("t1"))
+        await project(store)
+        recipe = recipe_over(store, tmp_path, Champion())
+        run_dir = recipe.input_of(RUN.run_id)
+        await recipe.freeze(RUN, run_dir)
+        yield store, recipe, run_dir
+
+
 async def test_a_run_freezes_what_is_stored_and_names_its_files_by_their_hashes(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         for n in range(20):
@@ -87,12 +101,7 @@ async def test_a_run_freezes_what_is_stored_and_names_its_files_by_their_hashes(
 
 
 async def test_a_retry_sees_the_same_data_whatever_came_in_meanwhile(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
-        await tell(store, task("t1"))
-        await project(store)
-        recipe = recipe_over(store, tmp_path, Champion())
-        run_dir = recipe.input_of(RUN.run_id)
-        await recipe.freeze(RUN, run_dir)
+    async with once_frozen(tmp_path) as (store, recipe, run_dir):
         before = read_lora_input(run_dir)
         await tell(store, task("t2"), seq=1)
         await project(store)
@@ -104,24 +113,14 @@ async def test_a_retry_sees_the_same_data_whatever_came_in_meanwhile(tmp_path: P
 
 async def test_an_output_directory_that_was_changed_meanwhile_is_the_one_that_is_written_to(tmp_path: Path) -> None:
     """The results are looked for in the new one."""
-    async with opened(tmp_path) as store:
-        await tell(store, task("t1"))
-        await project(store)
-        recipe = recipe_over(store, tmp_path, Champion())
-        run_dir = recipe.input_of(RUN.run_id)
-        await recipe.freeze(RUN, run_dir)
+    async with once_frozen(tmp_path) as (store, _, run_dir):
         await recipe_over(store, tmp_path, Champion(), outputs="elsewhere").freeze(RUN, run_dir)
         assert read_lora_input(run_dir)[0].surroundings.output_dir == str(tmp_path / "elsewhere" / RUN.run_id)
 
 
 async def test_a_run_whose_settings_were_changed_meanwhile_begins_anew_under_the_new_ones(tmp_path: Path) -> None:
     """Else it would train for days by what the operator took back, and its lineage alone would say so."""
-    async with opened(tmp_path) as store:
-        await tell(store, task("t1"))
-        await project(store)
-        recipe = recipe_over(store, tmp_path, Champion())
-        run_dir = recipe.input_of(RUN.run_id)
-        await recipe.freeze(RUN, run_dir)
+    async with once_frozen(tmp_path) as (store, _, run_dir):
         before, _ = read_lora_input(run_dir)
         await tell(store, task("t2"), seq=1)
         await project(store)
@@ -142,12 +141,7 @@ async def test_a_run_whose_settings_were_changed_meanwhile_begins_anew_under_the
 
 async def test_surroundings_that_were_changed_meanwhile_hold_and_the_training_goes_on(tmp_path: Path) -> None:
     """They change no adapter: how often it is checkpointed, what converts it, what it is checked against."""
-    async with opened(tmp_path) as store:
-        await tell(store, task("t1"))
-        await project(store)
-        recipe = recipe_over(store, tmp_path, Champion())
-        run_dir = recipe.input_of(RUN.run_id)
-        await recipe.freeze(RUN, run_dir)
+    async with once_frozen(tmp_path) as (store, _, run_dir):
         before, _ = read_lora_input(run_dir)
         await tell(store, task("t2"), seq=1)
         await project(store)
@@ -159,12 +153,7 @@ async def test_surroundings_that_were_changed_meanwhile_hold_and_the_training_go
 
 
 async def test_torn_files_are_frozen_anew(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
-        await tell(store, task("t1"))
-        await project(store)
-        recipe = recipe_over(store, tmp_path, Champion())
-        run_dir = recipe.input_of(RUN.run_id)
-        await recipe.freeze(RUN, run_dir)
+    async with once_frozen(tmp_path) as (_, recipe, run_dir):
         before = read_lora_input(run_dir)
         for name in (TRAIN_FILE, HELD_OUT_FILE):
             (run_dir / name).unlink()
