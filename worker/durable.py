@@ -20,10 +20,13 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def make_private_directory(path: Path) -> None:
-    """Make `path` and what is missing above it, for this user alone (0700); OSError where it cannot be made."""
+def make_private_directory(path: Path, *, mode: int = 0o700) -> None:
+    """Make `path` and what is missing above it, for this user alone (0700); OSError where it cannot be made.
+
+    `mode` is of `path` itself, for one that others may look into where somebody lets them in further up.
+    """
     for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
-        missing.mkdir(mode=0o700, exist_ok=True)
+        missing.mkdir(mode=mode if missing == path else 0o700, exist_ok=True)
         # Else all that is synced in it later would be in a directory without a name (found by the power-cut replay).
         sync_directory(missing.parent.resolve())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,25 @@ async def test_a_vllm_must_take_adapters_while_it_runs() -> None:
         assert serving.good is dynamic
         assert ("takes others" if dynamic else "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True") in serving.detail
         assert vllm.paths == {}
+
+
+async def test_who_may_read_the_adapters_is_told(tmp_path: Path) -> None:
+    """A server of another user would be refused its first adapter, after hours of training."""
+    models = tmp_path / "models"
+    vllm = FakeVllm()
+    await vllm.start()
+    try:
+        flags = {"processor_mode": "lora", "lora_applicator": "vllm", "vllm_url": vllm.url, "data_dir": tmp_path}
+        for made in (False, True):
+            if made:
+                await asyncio.to_thread(models.mkdir, mode=0o700)
+            _, serving = await findings(**flags)
+            assert serving.good
+            assert f"it must run as the worker's user, since {models if made else tmp_path} is closed" in serving.detail
+        for opened in (models, tmp_path):
+            await asyncio.to_thread(opened.chmod, 0o710)
+        _, serving = await findings(**flags)
+        assert f"{tmp_path} is closed" not in serving.detail
+        assert f"{models} is closed" not in serving.detail
+    finally:
+        await vllm.stop()

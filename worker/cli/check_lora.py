@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from worker.cli.findings import Finding
 from worker.configuration import base_model
@@ -58,13 +59,15 @@ async def _looked_at(settings: Settings) -> str:
     """What answers; raises `ApplyFailed` where nothing of use does."""
     match settings.lora_applicator:
         case "llama_router":
-            return await _router(LlamaClient(settings.llama_url, settings.llama_api_key), len(settings.scenarios))
+            client = LlamaClient(settings.llama_url, settings.llama_api_key)
+            return await _router(client, len(settings.scenarios)) + _readable(settings.data_dir)
         case "vllm":
             vllm = VllmClient(settings.vllm_url, settings.vllm_api_key)
             try:
                 loaded = await vllm.adapters()
                 await vllm.unload("swarm-worker-check")  # no such adapter: only looks whether it may be asked at all
-                return f"{vllm.shown} serves {len(loaded)} adapters, and takes others while it runs"
+                found = f"{vllm.shown} serves {len(loaded)} adapters, and takes others while it runs"
+                return found + _readable(settings.data_dir)
             finally:
                 await vllm.close()
         case _:
@@ -86,6 +89,15 @@ async def _router(client: LlamaClient, scenarios: int) -> str:
             f"scenarios; start it with --models-max {scenarios + 1}"
         )
     return f"{client.shown} is a router"
+
+
+def _readable(data_dir: Path) -> str:
+    """What a server of somebody else needs to read the adapters; nothing where others are let in."""
+    models = data_dir.absolute() / "models"  # whose user the server has, nobody tells us
+    closed = [folder for folder in (models, *models.parents) if folder.exists() and not folder.stat().st_mode & 0o011]
+    if models.exists() and not closed:
+        return ""
+    return f"; it must run as the worker's user, since {closed[0] if closed else models} is closed to others"
 
 
 def lora_versions() -> dict[str, str]:

@@ -18,6 +18,8 @@ from worker.models.adapter import PEFT_DIR, AdapterFile, AdapterModel
 _ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".txt", ".jinja", ".md"})
 _WEIGHTS = f"{PEFT_DIR}/adapter_model.safetensors"
 _CHUNK = 1 << 20
+#: An inference server may run as another user: of the worker's group, where somebody opened `models` itself to that.
+DIRECTORY_MODE, FILE_MODE = 0o750, 0o640
 #: Not blocking: opening a named pipe would wait for somebody who writes to it, for ever.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -36,10 +38,10 @@ def copy_adapter(adapter: AdapterModel, source: Path, target: Path) -> None:
     for file in adapter.files:
         if PurePosixPath(file.path).suffix not in _ALLOWED:
             raise ValueError(f"{file.path} must not be in an adapter; only {', '.join(sorted(_ALLOWED))} are taken")
-    make_private_directory(target)
+    make_private_directory(target, mode=DIRECTORY_MODE)
     for file in adapter.files:
         place = target / file.path
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         _copy(file, source, place)
         crash.point("adapter_copied")
     for folder in {parent for file in adapter.files for parent in (target / file.path).parents}:
@@ -49,7 +51,7 @@ def copy_adapter(adapter: AdapterModel, source: Path, target: Path) -> None:
 
 def copy_data_manifest(adapter: AdapterModel, source: Path, target: Path) -> None:
     """Copy the manifest of the training data, durably. ValueError where it is not the one that the document names."""
-    _, sha256 = _read(source, os.open(target, _CREATE, 0o600))
+    _, sha256 = _read(source, os.open(target, _CREATE, FILE_MODE))
     if sha256 != adapter.data_sha256:
         raise ValueError(f"{source} is not the manifest of the data that model.json names: its SHA-256 differs")
 
@@ -63,7 +65,7 @@ def check_adapter(adapter: AdapterModel, directory: Path) -> None:
 
 def _copy(file: AdapterFile, source: Path, target: Path) -> None:
     refuse_links((source / file.path).parent, below=source)
-    descriptor = os.open(target, _CREATE, 0o600)
+    descriptor = os.open(target, _CREATE, FILE_MODE)
     size, digest = _read(source / file.path, descriptor)
     _check(file, source / file.path, size, digest)
 

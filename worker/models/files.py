@@ -25,7 +25,7 @@ from worker.learning import offline_model
 from worker.learning.offline_model import MODEL_FILE, OfflineModel
 from worker.models import adapter as adapters
 from worker.models.adapter import ADAPTER_DIR, AdapterModel
-from worker.models.adapter_files import check_adapter, copy_adapter, copy_data_manifest
+from worker.models.adapter_files import DIRECTORY_MODE, FILE_MODE, check_adapter, copy_adapter, copy_data_manifest
 from worker.store.port import Model
 from worker.wire.names import is_slug
 
@@ -108,7 +108,7 @@ class ModelFiles:
             # On a full disk the next try would find less room each time.
             shutil.rmtree(work, ignore_errors=True)
             raise
-        make_private_directory(target.parent)
+        make_private_directory(target.parent, mode=DIRECTORY_MODE)
         if target.exists() or target.is_symlink():
             log.warning("model_directory_without_row_replaced", scenario=manifest.scenario, version=manifest.version)
             _remove(target)
@@ -128,8 +128,8 @@ class ModelFiles:
         data_manifest: Path | None,
     ) -> None:
         """Everything of a version, durably, into a directory that is made here."""
-        make_private_directory(work)
-        write_new(work / MODEL_FILE, content)
+        make_private_directory(work, mode=DIRECTORY_MODE)
+        write_new(work / MODEL_FILE, content, mode=FILE_MODE)
         if isinstance(made, AdapterModel):
             if made.scenario != manifest.scenario:
                 raise ValueError(f"model.json of run {manifest.run_id} is of scenario {made.scenario!r}")
@@ -138,7 +138,8 @@ class ModelFiles:
             copy_adapter(made, adapter, work / ADAPTER_DIR)
             if data_manifest is not None:
                 copy_data_manifest(made, data_manifest, work / DATA_FILE)
-        write_new(work / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest, order="sorted")))
+        text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"))
+        write_new(work / MANIFEST_FILE, text, mode=FILE_MODE)
         sync_directory(work)
 
     def read(self, model: Model) -> bytes:

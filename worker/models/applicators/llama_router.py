@@ -183,7 +183,7 @@ class LlamaRouterApplicator:
             code = None if listed.status is None else listed.status.exit_code
             raise ApplyFailed(
                 f"{self._client.shown} could not load {name} (exit code {code}); its log says why. "
-                f"Is {self._base} the base that the adapter was trained on?"
+                f"Is {self._base} the base that the adapter was trained on, and may its user read {file}?"
             )
         loaded = listed.option("--lora")
         if loaded != str(file):

@@ -96,4 +96,4 @@ def _cure(path: str, error: ServerRefused) -> str:
     # FastAPI's own words for a route that is not there name no adapter; vLLM's do.
     if "lora" not in str(error).partition(": ")[2].lower():
         return "; start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-    return "; where vLLM runs elsewhere, SWARM_VLLM_MODELS_DIR says where it sees the models"
+    return "; its user must be able to read it, and where vLLM runs elsewhere, SWARM_VLLM_MODELS_DIR says where that is"
