@@ -314,6 +314,20 @@ async def test_servers_that_nodes_shall_reach_elsewhere_are_started_anew(world: 
     assert world.url() in {server.url for server in world.own.values()}
 
 
+@pytest.mark.parametrize("which", ["restarting", "switching"])
+async def test_a_server_that_was_started_without_the_key_is_started_anew_with_it(world: World, which: str) -> None:
+    """It lets everybody in, us too, so that nothing else would tell; by its command it is the one."""
+    applicator = getattr(world, which)
+    one = register(world.data_dir, 1)
+    await apply(applicator, one)
+    world.blue.api_key = None
+    assert await applicator.served("S") is None
+    await apply(applicator, one)
+    assert await applicator.served("S") == one.model.sha256
+    (running,) = (server for server in (world.blue, world.green) if server.command is not None)
+    assert running.environment["LLAMA_API_KEY"] == KEY
+
+
 async def test_every_setting_of_our_own_servers_reaches_them(tmp_path: Path) -> None:
     """And the two of blue_green share neither port nor file."""
     settings = load_settings(

@@ -68,9 +68,9 @@ class OwnServer:
         self._port = port
         self._process = process
         self._start_seconds = start_seconds
-        self.client = LlamaClient(
-            _url(_WILDCARDS.get(options.host, options.host), port), options.api_key, setting="SWARM_LLAMA_PORT"
-        )
+        near = _url(_WILDCARDS.get(options.host, options.host), port)
+        self.client = LlamaClient(near, options.api_key, setting="SWARM_LLAMA_PORT")
+        self._stranger = LlamaClient(near, None, setting="SWARM_LLAMA_PORT")
         #: Where nodes reach it.
         self.url = _url(socket.gethostname() if options.host in _WILDCARDS else options.host, port)
 
@@ -175,6 +175,7 @@ class OwnServer:
     async def close(self) -> None:
         """Release connections; the server goes on."""
         await self.client.close()
+        await self._stranger.close()
 
     async def _until_ready(self, command: list[str]) -> None:
         """Raises `ApplyFailed` where it ends or takes too long."""
@@ -194,12 +195,24 @@ class OwnServer:
             ) from None
 
     async def _in_force(self, command: list[str]) -> bool:
-        """Whether what answers has this adapter alone, and nobody has scaled it down by POST /lora-adapters."""
+        """Whether what answers has this adapter alone, and nobody has scaled it down by POST /lora-adapters.
+
+        Nor does it where it lets everybody in though there is a key: it was started before that was set.
+        """
         try:
             loaded = await self.client.adapters()
         except ServerRefused:  # no llama-server, or one with another key
             return False
-        return [(each.path, each.scale) for each in loaded] == [(_option(command, "--lora"), 1.0)]
+        if [(each.path, each.scale) for each in loaded] != [(_option(command, "--lora"), 1.0)]:
+            return False
+        return not self._options.api_key or not await self._lets_everybody_in()
+
+    async def _lets_everybody_in(self) -> bool:
+        try:
+            await self._stranger.adapters()
+        except ServerRefused:
+            return False
+        return True
 
     def _environment(self) -> Mapping[str, str]:
         kept = {
