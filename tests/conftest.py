@@ -23,8 +23,6 @@ no_pickle.forbid()
 _HOLDER = Path(__file__).with_name("broker_holder.py")
 _PATIENCE = 420.0
 _VHOSTS_AT_ONCE = 10
-#: Kept, since a process object that is collected complains that its process still runs.
-_holders: list[subprocess.Popen[bytes]] = []
 
 
 class Broker:
@@ -108,10 +106,16 @@ def _start(directory: Path) -> int:
     command = [sys.executable, str(_HOLDER), str(directory)]
     environment = {**os.environ, "PYTHONPATH": str(_HOLDER.parent.parent)}
     with (directory / "holder.log").open("wb") as log:
-        _holders.append(
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+        # No Popen: it may outlive this process, and such an object complains of that in the end.
+        os.posix_spawn(
+            sys.executable,
+            command,
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                *((os.POSIX_SPAWN_DUP2, log.fileno(), target) for target in (1, 2)),
+            ],
+            setsid=True,
         )
     return held
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ from uuid import UUID
 
 import pytest
 
+from tests.held_port import held_port
 from tests.integration.foreign_node import Node, body, depth, episode, line, node_at, operator_at
 from tests.integration.proxy import proxied
 from tests.integration.worker_process import NewWorker, WorkerProcess, until
 
 pytestmark = pytest.mark.rabbitmq
 
-#: Nothing listens on it: the port of a socket that is bound and no more.
-_held = socket.socket()
-_held.bind(("127.0.0.1", 0))
-_REFUSED = f"amqp://guest:guest@127.0.0.1:{_held.getsockname()[1]}/"
+
+@pytest.fixture
+def refused() -> Iterator[str]:
+    """A broker's URL where nobody listens, nor will."""
+    with held_port() as port:
+        yield f"amqp://guest:guest@127.0.0.1:{port}/"
 
 
 @asynccontextmanager
@@ -210,18 +213,20 @@ async def test_a_shutdown_is_bounded_while_the_broker_is_silent(
         assert await worker.wait(within=3 + 15) == 0
 
 
-async def test_a_signal_while_it_waits_for_the_broker_ends_it(new_worker: NewWorker, scenario: str) -> None:
+async def test_a_signal_while_it_waits_for_the_broker_ends_it(
+    new_worker: NewWorker, scenario: str, refused: str
+) -> None:
     """Nobody waits half a minute for a worker that has not begun."""
-    worker = new_worker(scenario, amqp_url=_REFUSED)
+    worker = new_worker(scenario, amqp_url=refused)
     await worker.start(ready=False)
     await until(lambda: worker.logged("broker_unreachable"))
     worker.send(signal.SIGTERM)
     assert await worker.wait(within=5) == 0
 
 
-async def test_without_a_broker_it_gives_up_in_bounded_time(new_worker: NewWorker, scenario: str) -> None:
+async def test_without_a_broker_it_gives_up_in_bounded_time(new_worker: NewWorker, scenario: str, refused: str) -> None:
     """Whoever supervises it starts it again; the message names the setting."""
-    worker = new_worker(scenario, amqp_url=_REFUSED, start_timeout="2s")
+    worker = new_worker(scenario, amqp_url=refused, start_timeout="2s")
     await worker.start(ready=False)
     await until(lambda: worker.logged("broker_unreachable"))
     assert await worker.wait(within=10) == 75
@@ -250,10 +255,10 @@ async def test_without_a_broker_it_gives_up_in_bounded_time(new_worker: NewWorke
     ],
 )
 async def test_a_wrong_setting_is_named_and_stops_the_start(
-    new_worker: NewWorker, name: str, value: str, named: str
+    new_worker: NewWorker, refused: str, name: str, value: str, named: str
 ) -> None:
     """Exit status 78, before anything is touched."""
-    worker = new_worker("a", **{"amqp_url": _REFUSED, name: value})
+    worker = new_worker("a", **{"amqp_url": refused, name: value})
     ended = await worker.cli("run", code=78)
     assert ended.err.startswith("swarm-worker: ")
     assert named in ended.err
