@@ -27,9 +27,10 @@ pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(180)]
 _KILLS = 12
 #: `SWARM_TEST_KILLS` in all, as `make kills` sets it: so many rounds of all points.
 _ROUNDS = math.ceil(int(os.environ.get("SWARM_TEST_KILLS", "1")) / (_KILLS * len(crash.POINTS)))
-#: A point is hit up to so many times before the end: per message, per group, per training.
-_MOST_HITS = {"receive": 80, "decode": 80} | dict.fromkeys(
-    ("begin", "mid_insert", "pre_commit", "post_commit", "mid_ack", "post_ack"), 8
+#: A point is hit up to so many times before the end: per message, per group, per training. `mid_ack` is in groups of
+#: several alone, and there are few of these once what waited at the start is stored.
+_MOST_HITS = {"receive": 80, "decode": 80, "mid_ack": 3} | dict.fromkeys(
+    ("begin", "mid_insert", "pre_commit", "post_commit", "post_ack"), 8
 )
 _LEARNING = crash.POINTS[crash.POINTS.index("trigger_claimed") : crash.POINTS.index("control_persisted")]
 _MOST_TRAININGS = 2

@@ -34,6 +34,7 @@ class Registers:
     histories: defaultdict[tuple[str, ModelKind], list[str]] = field(default_factory=lambda: defaultdict(list))
     memories: defaultdict[tuple[str, ModelKind], Memory] = field(default_factory=lambda: defaultdict(Memory))
     _counted: set[str] = field(default_factory=set)
+    _places: dict[str, Path] = field(default_factory=dict)
 
     def written(self, call: str, args: tuple[Any, ...]) -> None:
         """Follow a call that was carried out, and compare."""
@@ -96,7 +97,9 @@ class Registers:
     def files_are_kept(self) -> None:
         """What may be gone back to has its files."""
         for model_id in {model_id for history in self.histories.values() for model_id in history}:
-            place = Path(self.store._models[model_id].uri.removeprefix("file://"))
+            place = self._places.get(model_id)
+            if place is None:
+                place = self._places[model_id] = Path(self.store._models[model_id].uri.removeprefix("file://"))
             assert place.is_dir(), f"{model_id} may be gone back to, and its files are gone"
 
     def forgotten(self) -> list[str]:
