@@ -86,12 +86,10 @@ class Gathered:
     def sides(self, producer_share: float) -> tuple[Side, Side]:
         """What is trained on, and what is held out."""
         train = _side(self._sides[False], producer_share)
-        taught = {_digest(row.system, row.prompt, row.chosen) for row in train.rows}
+        # Whatever the answer: two attempts at one task begin alike, and the next action is what is judged.
+        asked = {_digest(row.system, row.prompt) for row in train.rows}
         held_out = _side(self._sides[True], producer_share)
-        marked = [
-            replace(row, seen=True) if _digest(row.system, row.prompt, row.chosen) in taught else row
-            for row in held_out.rows
-        ]
+        marked = [replace(row, seen=True) if _digest(row.system, row.prompt) in asked else row for row in held_out.rows]
         return train, replace(held_out, rows=marked)
 
 

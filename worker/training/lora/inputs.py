@@ -95,7 +95,7 @@ class LoraExample(Struct, frozen=True, kw_only=True):
     actions: list[str] = []
     episodes: list[str]  # ids, sorted, at most `EPISODES_NAMED`; of a pair the chosen one's
     times: int = 1  # how many episodes (or pairs) said the same
-    #: Held out, though the same prompt with the same answer is trained on too: figures should tell these apart.
+    #: Held out, though the same prompt is trained on too, from another session: figures should tell these apart.
     seen: bool = False
 
 

@@ -36,7 +36,7 @@ class LoraManifest(Struct, frozen=True, kw_only=True):
     producer_share: float
     max_episodes: int
     files: dict[str, ManifestFile]
-    #: Held-out rows whose prompt and answer are trained on too, from another session.
+    #: Held-out rows whose prompt is trained on too, from another session.
     seen: int
     #: Episodes that were not looked at, by reason.
     passed_over: dict[str, int]
