@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -95,33 +94,6 @@ async def test_a_held_out_prompt_that_is_trained_on_too_was_seen_whatever_its_an
         _, held_out, manifest = await written(store, tmp_path / "data")
         assert {(row.episodes[0].split(":")[1], row.seen) for row in held_out} == {("t2", True), ("t3", False)}
         assert manifest.seen == 2
-
-
-async def test_reading_rests_where_it_is_told_to_so_that_ingest_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rests: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        rests.append(seconds)
-
-    async with opened(tmp_path) as store:
-        await tell(store, [one for n in range(250) for one in task(f"t{n}")])
-        await project(store)
-        make_private_directory(tmp_path / "data")
-        monkeypatch.setattr(asyncio, "sleep", sleep)
-        found = [
-            await write_training_data(
-                store, "S", tmp_path / "data", config=SFT, models_of=models_of, rules=RULES, rest=rest
-            )
-            for rest in (0.0, 4.0)
-        ]
-        monkeypatch.undo()
-    portions = 2 * (3 + 3)  # of each learn model 250 episodes, and then their records
-    assert rests[:portions] == [0.0] * portions
-    assert all(seconds > 0 for seconds in rests[portions:])
-    assert len(rests) == 2 * portions
-    assert found[0] == found[1]
 
 
 async def test_only_successes_are_taught_and_the_rest_is_told(tmp_path: Path) -> None:

@@ -31,9 +31,6 @@ _MOST_TEXT = 64_000_000
 #: Most actions in hand at once, where a learn model looks at several episodes together as preferences do: about 100 MB.
 _MOST_AT_ONCE = 100_000
 
-#: Seconds; a portion takes milliseconds, unless the machine is very busy.
-_LONGEST_REST = 0.5
-
 
 async def write_training_data(
     store: EpisodesAndRecords,
@@ -43,17 +40,15 @@ async def write_training_data(
     config: LoraConfig,
     models_of: ModelsOf,
     rules: Rules,
-    rest: float = 0.0,
 ) -> tuple[LoraManifest, str]:
     """Put both files of rows and their manifest into a directory that is there; the manifest and its SHA-256.
 
-    `models_of` gives the scenario's learn models, once it is told the actions that the scenario has seen. `rest`:
-    after each portion it sleeps so many times as long as that took, for the sake of what else the process does. Raises
+    `models_of` gives the scenario's learn models, once it is told the actions that the scenario has seen. Raises
     `StoreError` and OSError.
     """
     seen = await actions_taken(store, scenario)
     models = [model for model in models_of(scenario, seen) if model.training_format.value == config.objective]
-    gathering = _Gathering(store, scenario, config, rules, rest)
+    gathering = _Gathering(store, scenario, config, rules)
     for model in models:
         await gathering.take(model)
     # In a thread, hashes and all: for tens of thousands of rows it takes most of a second, and ingest goes on.
@@ -63,13 +58,11 @@ async def write_training_data(
 class _Gathering:
     """One pass over a scenario, learn model by learn model."""
 
-    def __init__(self, store: EpisodesAndRecords, scenario: str, config: LoraConfig, rules: Rules, rest: float) -> None:
+    def __init__(self, store: EpisodesAndRecords, scenario: str, config: LoraConfig, rules: Rules) -> None:
         self._store = store
         self._scenario = scenario
         self._config = config
         self._rules = rules
-        self._rest = rest
-        self._began = asyncio.get_running_loop().time()  # of the portion in hand
         self._gathered = Gathered()
         self._excluded: list[Excluded] = []
         self._passed_over: Counter[str] = Counter()
@@ -85,7 +78,6 @@ class _Gathering:
         async for episode in self._store.episodes(
             self._scenario, msgspec.structs.replace(wanted, newest_first=True, limit=self._config.max_episodes)
         ):
-            await self._rest_after(len(newest))
             actions += len(episode.actions)
             if together and newest and actions > _MOST_AT_ONCE:
                 break
@@ -95,7 +87,6 @@ class _Gathering:
         records = EpisodeRecords(self._store, self._scenario, model, self._rules)
         held: dict[bool, list[Lived]] = {False: [], True: []}
         for at, episode in enumerate(newest):
-            await self._rest_after(at)
             if self._gathered.text_bytes > _MOST_TEXT:
                 self._passed_over[f"beyond {_MOST_TEXT // 1_000_000} MB of text"] += 1
                 continue
@@ -109,13 +100,6 @@ class _Gathering:
         for held_out, several in held.items():
             if several:  # in a thread: to pair thousands takes its time, and ingest goes on
                 await asyncio.to_thread(self._convert, model, several, held_out=held_out)
-
-    async def _rest_after(self, episodes: int) -> None:
-        """Leave the interpreter to others once a portion is done."""
-        if episodes % AHEAD == 0:
-            now = asyncio.get_running_loop().time
-            await asyncio.sleep(min(_LONGEST_REST, self._rest * (now() - self._began)))
-            self._began = now()
 
     def write(self, directory: Path, learn_models: list[str]) -> tuple[LoraManifest, str]:
         """Put what was taken into files."""

@@ -41,10 +41,6 @@ from worker.training.recipe import Frozen, Recipe
 
 log = structlog.get_logger(__name__)
 
-#: Freezing takes a fifth of the time, since ingest shares the interpreter with it: 20,000 episodes in 14 s, not in 3 in
-#: which ingest would lose a quarter of its rate (measured, 2 cores).
-_REST = 4.0
-
 
 class LoraStore(EpisodesAndRecords, Facts, Protocol):
     """The roles of the store that are read."""
@@ -91,9 +87,8 @@ async def _freeze(store: LoraStore, registry: Registry, plan: LoraPlan, run: Run
     champion = await _champion(registry, run.scenario)
     await asyncio.to_thread(make_private_directory, run_dir)
     manifest, sha256 = await write_training_data(
-        store, run.scenario, run_dir, config=plan.config, models_of=plan.models_of, rules=plan.rules_of(run.scenario),
-        rest=_REST,
-    )  # fmt: skip
+        store, run.scenario, run_dir, config=plan.config, models_of=plan.models_of, rules=plan.rules_of(run.scenario)
+    )
     train, held_out = manifest.files[TRAIN_FILE], manifest.files[HELD_OUT_FILE]
     given = LoraInput(
         run_id=run.run_id,
