@@ -21,7 +21,7 @@ from worker.outbox import OutboxRelay
 from worker.projector.projector import Projector
 from worker.sink.quarantine_room import RoomReport
 from worker.sink.sink import Sink
-from worker.store.port import ModelRegistry, Store, alias_of, trigger_key
+from worker.store.port import ModelKind, ModelRegistry, Store, alias_of, trigger_key
 from worker.store.watch import WriteWatch
 from worker.training.execution import Current
 from worker.training.runs import RunManager
@@ -95,6 +95,7 @@ class StatusReporter:
         commands = self.commands()
         quarantine = await self._quarantine()
         journal = self.journal()
+        scenarios = {name: await self._scenario(name) for name in self.scenarios}
         return {
             "worker_id": self.worker_id,
             "boot_id": self.boot_id,
@@ -103,10 +104,12 @@ class StatusReporter:
             "uptime_ms": max(0, now_ms - self.started_at_ms),
             "ready": not problems,
             "problems": problems,
+            # Nor is what is told here: records are taken in as well without an inference server.
+            "warnings": [text for name, each in scenarios.items() if (text := _unserved(name, each)) is not None],
             "broker": {s.role: {"connected": s.connected, "version": s.version} for s in self.sessions},
             # It keeps nobody's events from him, so it is no reason not to be ready.
             "journal": {"up": journal is None, "reason": journal},
-            "scenarios": {name: await self._scenario(name) for name in self.scenarios},
+            "scenarios": scenarios,
             # Of the whole store.
             "quarantine": quarantine,
             # Since the start, unlike the scenarios' figures.
@@ -172,6 +175,10 @@ class StatusReporter:
         current = self.runs.current(name)
         adapters = "lora" in self.runs.kinds
         adapter_state = await self.store.trigger_state(trigger_key(name, "lora")) if adapters else None
+        adapter = await served_adapter(self.store, name, aliases) if adapters else None
+        if adapter is not None:
+            unserved = self.applier.why_unserved(name, "lora")
+            adapter |= {"served": int(unserved is None), "not_served_because": unserved}
         return {
             # The original's DaemonStats.
             "records_received": facts.records,
@@ -195,7 +202,8 @@ class StatusReporter:
             "training_running": int(current is not None),
             "training": training_of(current),
             "training_failures": state.failures,
-            "adapter": await served_adapter(self.store, name, aliases) if adapters else None,
+            "last_failures": await last_failures(self.store, name, self.runs.kinds),
+            "adapter": adapter,
             "adapter_training_failures": None if adapter_state is None else adapter_state.failures,
             "last_adapter_train_at_ms": None if adapter_state is None else adapter_state.last_success_at_ms,
             "trigger_errors": state.trigger_errors,
@@ -208,6 +216,25 @@ class StatusReporter:
     def _doing(self, name: str) -> str:
         held = self.intake.reasons(name)
         return f"taking in no records: {'; '.join(held)}" if held else "taking in records"
+
+
+def _unserved(scenario: str, told: Mapping[str, Any]) -> str | None:
+    """That nobody can ask the live adapter, and why; None where nothing is known against it."""
+    adapter = told.get("adapter")
+    if adapter is None or adapter["served"]:
+        return None
+    return f"{scenario}: adapter version {adapter['version']} is live but not served: {adapter['not_served_because']}"
+
+
+async def last_failures(store: Store, scenario: str, kinds: Sequence[ModelKind]) -> list[dict[str, Any]]:
+    """Of each kind whose last training failed, that run; nothing of a kind that has succeeded since."""
+    failing = [kind for kind in kinds if (await store.trigger_state(trigger_key(scenario, kind))).failures]
+    newest = await store.runs(scenario, states=("failed",)) if failing else []
+    runs = (next((run for run in newest if run.kind == kind), None) for kind in failing)
+    return [
+        {"kind": run.kind, "run_id": run.run_id, "reason": run.reason, "ended_at_ms": run.ended_at_ms}
+        for run in runs if run is not None
+    ]  # fmt: skip
 
 
 def training_of(current: Current | None) -> dict[str, Any] | None:

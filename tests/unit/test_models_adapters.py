@@ -26,6 +26,7 @@ from worker.models.applicators.noop import NoopApplicator
 from worker.models.applier import Applied, ApplySkipped, NoPrevious
 from worker.models.keeper import AdapterKeeper
 from worker.store.port import Deployment, Model, Run
+from worker.wire.served import Endpoint
 
 DATA = b'{"examples": 3}'
 BOTH: tuple[Literal["offline"], Literal["lora"]] = ("offline", "lora")
@@ -336,6 +337,41 @@ async def test_a_server_that_is_away_is_not_asked_again_and_again(
             assert (await keeping.looks(3))[-1] == 60
             server.away = True
             assert 2 in await keeping.looks(3)
+
+
+async def test_a_live_adapter_that_nobody_can_ask_is_told_with_its_reason_until_it_is_served_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead inference server was in the log alone: whoever looked at the worker saw that all was well."""
+    async with serving(tmp_path) as (world, server):
+        assert world.applier.why_unserved("S", "lora") is None
+        async with Keeping(world, monkeypatch) as keeping:
+            server.away = True
+            await keeping.looks(2)
+            assert world.applier.why_unserved("S", "lora") == "connection refused"
+            server.away = False
+            server._served.clear()
+            await keeping.looks(2)
+            assert world.applier.why_unserved("S", "lora") is None
+
+
+async def test_an_adapter_whose_successor_took_its_server_along_is_told_at_once(tmp_path: Path) -> None:
+    """The way back from a failed apply fails too: not only the next look says that nothing is served."""
+    async with serving(tmp_path) as (world, server):
+        server.away = True
+        with pytest.raises(ApplyFailed):
+            await world.applier.apply(await register(world, 2), by="trigger")
+        assert world.applier.why_unserved("S", "lora") == "connection refused"
+
+
+async def test_a_deployment_says_whom_to_ask_and_by_which_name(tmp_path: Path) -> None:
+    """Of two servers that take turns both were named, and of none how it calls the adapter."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto")
+        world.applier._endpoint_of = lambda model: Endpoint(url="http://gpu:8081", model=f"S@{model.version}")
+        await world.applier.apply(await register(world, 1), by="trigger")
+        (row,) = await store.deployments("S")
+        assert row.target == "http://gpu:8081 as S@1"
 
 
 async def test_a_server_that_is_away_at_the_start_delays_nothing_and_gets_its_adapter_later(

@@ -40,7 +40,8 @@ def test_a_training_in_steps_is_told_while_it_runs() -> None:
     """Its step, its loss and what is left; nothing of a scenario that trains nothing."""
     registry, collector = make_registry()
     training = {"progress": 0.5, "step": 12, "steps": 40, "loss": 0.75, "seconds_left": 90.0}
-    collector.status = {"scenarios": {"a": {"training": training, "adapter": {"version": 3}}, "b": {"training": None}}}
+    adapter = {"version": 3, "served": 0}
+    collector.status = {"scenarios": {"a": {"training": training, "adapter": adapter}, "b": {"training": None}}}
     text = generate_latest(registry).decode()
     for name, value in (
         ("progress", 0.5), ("step", 12.0), ("steps", 40.0), ("loss", 0.75), ("left_seconds", 90.0),
@@ -48,3 +49,5 @@ def test_a_training_in_steps_is_told_while_it_runs() -> None:
         assert f'swarm_training_{name}{{scenario="a"}} {value}' in text
         assert f'swarm_training_{name}{{scenario="b"}}' not in text
     assert 'swarm_adapter_version{scenario="a"} 3.0' in text
+    assert 'swarm_adapter_served{scenario="a"} 0.0' in text
+    assert 'swarm_adapter_served{scenario="b"}' not in text

@@ -22,6 +22,7 @@ from worker.models.adapter import decode
 from worker.models.applicators import inference_client
 from worker.models.applicators.blue_green import BlueGreenApplicator
 from worker.models.applicators.chosen import lora_applicator
+from worker.models.applicators.files import FilesApplicator
 from worker.models.applicators.llama_server import LlamaServerApplicator
 from worker.models.applicators.own_server import OwnServer, ServerOptions
 from worker.models.applicators.server_state import Pair, ServerState
@@ -416,3 +417,25 @@ async def until_processing(world: World, colour: str) -> None:
     async with asyncio.timeout(10):
         while not any(slot.is_processing for slot in await world.own[colour].client.slots()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("which", ["restarting", "switching"])
+async def test_a_server_that_was_killed_is_seen_and_started_again(world: World, which: str) -> None:
+    """Nodes are told of a port then at which nobody answers."""
+    applicator, one = getattr(world, which), register(world.data_dir, 1)
+    await apply(applicator, one)
+    await world.blue.stop()
+    assert await applicator.served("S") is None
+    await apply(applicator, one)
+    assert await applicator.served("S") == one.model.sha256
+
+
+async def test_files_take_over_from_a_server_that_is_looked_after_no_more(world: World) -> None:
+    """Nodes were still told to ask it, whether it lived or not."""
+    one = register(world.data_dir, 1)
+    await apply(world.switching, one)
+    files = FilesApplicator(world.data_dir, "lora")
+    assert await files.served("S") != one.model.sha256
+    await files.apply(one.model, one.content)
+    assert await files.served("S") == one.model.sha256
+    assert world.asked() is None

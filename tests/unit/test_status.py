@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from tests.contract.adapter_building import register
 from tests.unit.training_world import opened, scripted, worker_over
 from worker.cli import cli
-from worker.status import served_adapter, training_of
+from worker.cli.status import _show
+from worker.status import last_failures, served_adapter, training_of
 from worker.store.port import Deployment, ModelKind, Run, Store, TriggerState, trigger_key
 from worker.training.child import TrainingStep
 from worker.training.execution import Current
@@ -105,3 +106,42 @@ async def test_without_a_worker_the_memory_is_that_of_what_it_trains(
     words = ["status", "--stored", "--json", "--data-dir", str(tmp_path)]
     ended = await asyncio.to_thread(CliRunner().invoke, cli, words, catch_exceptions=False)
     assert json.loads(ended.output)["scenarios"]["S"]["last_train_at_ms"] == TRAINED_AT[kind]
+
+
+async def test_why_the_last_training_failed_is_told_until_one_succeeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever only read that the next one waits for episodes took it that all was well."""
+    async with opened(tmp_path, "memory") as store:
+        world = worker_over(store, tmp_path, launcher=scripted("import sys; sys.exit('no such module: q_prj')"))
+        await world.feed(60)
+        assert await last_failures(store, "S", ["offline"]) == []
+        async with world.running():
+            await world.runs.wait(await world.command("c1"))
+        (failure,) = told = await last_failures(store, "S", ["offline", "lora"])
+        assert failure["kind"] == "offline"
+        assert "no such module: q_prj" in failure["reason"]
+        scenario = {
+            "doing": "taking in records", "queue_depth": 0, "consumer_up": 1, "held_because": [], "trigger": "count",
+            "waiting_for": "100 episodes", "last_failures": told,
+        }  # fmt: skip
+        _show({"scenarios": {"S": scenario}})
+        assert "the last training failed" in capsys.readouterr().out
+        await store.save_trigger_state(TriggerState(scenario=trigger_key("S", "offline"), failures=0))
+        assert await last_failures(store, "S", ["offline"]) == []
+
+
+def test_an_adapter_that_is_not_served_is_not_told_with_what_was_seen_when_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapter = {"version": 3, "target": "http://llm:8080 as S@3", "detail": "3 of 3 probes", "served": 1}
+    scenario = {
+        "doing": "taking in records", "queue_depth": 0, "consumer_up": 1, "held_because": [], "trigger": "count",
+        "waiting_for": "100 episodes",
+    }  # fmt: skip
+    _show({"scenarios": {"S": scenario | {"adapter": adapter | {"not_served_because": None}}}})
+    assert "adapter: version 3, at http://llm:8080 as S@3; 3 of 3 probes" in capsys.readouterr().out
+    _show({"scenarios": {"S": scenario | {"adapter": adapter | {"not_served_because": "no answer"}}}})
+    out = capsys.readouterr().out
+    assert "adapter: version 3 is live but not served: no answer" in out
+    assert "3 of 3" not in out

@@ -118,10 +118,12 @@ def _show(report: dict[str, Any]) -> None:
             if not s["consumer_up"] and not s["held_because"]:
                 _say(f"  consumer: {s['consumer']}")
             if adapter := s.get("adapter"):
-                seen = f"; {adapter['detail']}" if adapter.get("detail") else ""
-                _say(f"  adapter: version {adapter['version']}, at {adapter.get('target', 'an unknown place')}{seen}")
+                _say(f"  adapter: {_adapter(adapter)}")
             _say(f"  trigger: {s['trigger']}")
             _say(f"  next training: {s['waiting_for']}")
+            for failure in s.get("last_failures") or []:
+                what = "training of an adapter" if failure["kind"] == "lora" else "training"
+                _say(f"  the last {what} failed ({when(failure['ended_at_ms'])}): {failure['reason']}")
             for producer, weight in (s.get("capped_producers") or {}).items():
                 _say(
                     f"  producer {producer} brought more than its share (SWARM_PRODUCER_SHARE): "
@@ -129,6 +131,13 @@ def _show(report: dict[str, Any]) -> None:
                 )
             if s.get("last_trigger_error"):
                 _say(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")
+
+
+def _adapter(adapter: dict[str, Any]) -> str:
+    if adapter.get("not_served_because"):
+        return f"version {adapter['version']} is live but not served: {adapter['not_served_because']}"
+    seen = f"; {adapter['detail']}" if adapter.get("detail") else ""
+    return f"version {adapter['version']}, at {adapter.get('target', 'an unknown place')}{seen}"
 
 
 def _say(text: str) -> None:

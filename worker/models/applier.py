@@ -111,7 +111,13 @@ class Applier:
         self._on_event = on_event
         self._new_id = new_id
         self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
+        #: Why a live model is not served, by what was seen last.
+        self._unserved: dict[tuple[str, ModelKind], str] = {}
         self.stats = ApplierStats()
+
+    def why_unserved(self, scenario: str, kind: ModelKind) -> str | None:
+        """What keeps the live model from being served, for people; None where nothing was seen that does."""
+        return self._unserved.get((scenario, kind))
 
     async def apply(self, model: Model, *, by: str) -> ApplyResult:
         """Obey the apply mode: `auto` applies what the gate blesses, and never an older version over a newer one."""
@@ -168,13 +174,17 @@ class Applier:
             earlier = ids[1:]
             target = to.model_id if to is not None else (earlier[0] if earlier else None)
             if target is None or target not in earlier:
-                wanted = "to go back to" if to is None else to.model_id
-                raise NoPrevious(
-                    f"scenario {scenario} has no earlier {_NOUN[kind]} {wanted}; "
-                    f"see: swarm-worker models history --scenario {scenario}"
-                )
+                raise NoPrevious(await self._why_no_earlier(scenario, kind, to))
             model = await self._registry.get(target)
             return await self._deploy(self._new(model, ids[0], "rollback", by=by, forced=False), model)
+
+    async def _why_no_earlier(self, scenario: str, kind: ModelKind, to: Model | None) -> str:
+        wanted = "to go back to" if to is None else to.model_id
+        cure = f"see: swarm-worker models history --scenario {scenario}"
+        for other in self._applicators:
+            if to is None and other != kind and len(await self.history(scenario, other)) > 1:
+                cure = f"an earlier {_NOUN[other]} there is, it comes back with: --kind {other}"
+        return f"scenario {scenario} has no earlier {_NOUN[kind]} {wanted} (kind {kind}); {cure}"
 
     async def _give_up(self, scenario: str, by: str) -> Applied | None:
         watched = None if self._health_window is None else self._health_window.give_up(scenario, by)
@@ -222,15 +232,24 @@ class Applier:
                     log.error("resumed_deployment_failed", scenario=scenario, error=str(error))  # noqa: TRY400 - no trace
             live = await self._registry.champion(scenario, kind)
             if live is None:
+                self._unserved.pop((scenario, kind), None)
                 return True
+            applicator = self._applicator(kind)
             try:
-                if await self._applicator(kind).served(scenario) != live.sha256:
+                served = await applicator.served(scenario)
+                if served != live.sha256:
                     log.warning("served_model_is_not_the_live_one", scenario=scenario, model_id=live.model_id)
+                    self._unserved[scenario, kind] = (
+                        f"{applicator.target(scenario)} was seen to serve {served or 'no model'}; "
+                        "it is being brought there again"
+                    )
                     await self._bring_again(live)
             except ApplyFailed as error:
+                self._unserved[scenario, kind] = str(error)
                 self.stats.failed += 1
                 log.error("live_model_not_served", scenario=scenario, kind=kind, error=str(error))  # noqa: TRY400 - no trace
                 return False
+            self._unserved.pop((scenario, kind), None)
             return True
 
     @property
@@ -271,7 +290,7 @@ class Applier:
             raise
         crash.point("apply_brought")
         now_ms = self._clock.now_ms()
-        verified = replace(started, state="verified", at_ms=now_ms, detail=detail)
+        verified = replace(started, state="verified", at_ms=now_ms, detail=detail, target=_target(started, endpoint))
         champion, candidate, previous = (alias_of(name, model.kind) for name in ("champion", "candidate", "previous"))
         aliases: dict[str, str | None] = {champion: model.model_id}
         if started.action == "apply":
@@ -286,6 +305,7 @@ class Applier:
             aliases[previous] = before[0] if before else None
             events = [self._announcer.rolled_back(verified, model, reason="rollback", endpoint=endpoint, now_ms=now_ms)]
         await self._write(verified, aliases, events)
+        self._unserved.pop((model.scenario, model.kind), None)
         crash.point("apply_committed")
         self._on_event()
         if started.action == "apply":
@@ -319,7 +339,8 @@ class Applier:
         endpoint = await self._endpoint(live)
         if endpoint == before:
             return
-        moved = replace(self._new(live, None, "apply", by="worker", forced=False), state="verified", detail=detail)
+        moved = self._new(live, None, "apply", by="worker", forced=False)
+        moved = replace(moved, state="verified", detail=detail, target=_target(moved, endpoint))
         event = self._announcer.applied(moved, live, endpoint=endpoint, now_ms=moved.at_ms)
         await self._write(moved, None, [event])
         self._on_event()
@@ -344,6 +365,8 @@ class Applier:
                 restored = live
         except ApplyFailed as error:
             detail = f"{reason}; and the way back failed: {error}"
+            if live is not None:
+                self._unserved[started.scenario, model.kind] = str(error)
         now_ms = self._clock.now_ms()
         failed = replace(started, state="failed", at_ms=now_ms, detail=detail)
         events = [self._announcer.apply_failed(failed, model, now_ms=now_ms)]
@@ -374,6 +397,11 @@ class Applier:
         self.stats.skipped += 1
         log.info("apply_skipped", scenario=model.scenario, model_id=model.model_id, reason=reason)
         return ApplySkipped(model.model_id, reason)
+
+
+def _target(deployment: Deployment, endpoint: Endpoint | None) -> str:
+    """Where it is served now that it is: an applicator may have several servers, and knows before only which."""
+    return deployment.target if endpoint is None else f"{endpoint.url} as {endpoint.model}"
 
 
 def _command(model: Model) -> str:

@@ -40,6 +40,7 @@ _SCENARIO_GAUGES = (
     ("swarm_training_left_seconds", "training.seconds_left", "How long its steps will still take, at their pace."),
     ("swarm_adapter_training_failures", "adapter_training_failures", "Failed trainings of adapters in a row."),
     ("swarm_adapter_version", "adapter.version", "Version of the live adapter."),
+    ("swarm_adapter_served", "adapter.served", "0 while the live adapter was seen not to be served, else 1."),
 )
 _WORKER_COUNTERS = (
     ("swarm_groups", "groups", "Transactions of the sink."),

@@ -12,6 +12,8 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
+from msgspec import UNSET
+
 from worker.models.adapter import ADAPTER_DIR, decode
 from worker.models.adapter_files import check_adapter
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
@@ -49,6 +51,8 @@ class FilesApplicator:
             return "unreadable"  # something is there, and it is no model of ours: no hash equals it
         if document is None:
             return None
+        if document.endpoint != UNSET:
+            return "an adapter at a server that another SWARM_LORA_APPLICATOR looked after"
         if document.kind == "lora" and (damage := self._damage(document)) is not None:
             return f"an adapter that is damaged: {damage}"
         return hashlib.sha256(bytes(document.model)).hexdigest()

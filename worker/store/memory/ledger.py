@@ -242,7 +242,7 @@ class Ledger(Role):
         if stored is None:
             self._deployments[deployment.deployment_id] = kept(deployment)
         else:
-            stored.state, stored.detail = deployment.state, deployment.detail
+            stored.state, stored.target, stored.detail = deployment.state, deployment.target, deployment.detail
             stored.at_ms = max(deployment.at_ms, stored.at_ms)
         moved = {**self._aliases.get(scenario, {}), **aliases}
         self._aliases[scenario] = {alias: model_id for alias, model_id in moved.items() if model_id is not None}

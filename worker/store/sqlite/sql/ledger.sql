@@ -166,8 +166,8 @@ INSERT INTO deployment (
 );
 
 -- change_deployment --
--- All that ever changes of a deployment: how it ended, when, and why.
-UPDATE deployment SET state = :state, detail = :detail, at_ms = max(:at_ms, at_ms)
+-- All that ever changes of a deployment: how it ended, when, where it was brought to, and why.
+UPDATE deployment SET state = :state, target = :target, detail = :detail, at_ms = max(:at_ms, at_ms)
 WHERE deployment_id = :deployment_id;
 
 -- deployments --
