@@ -273,6 +273,11 @@ class Invariants:
 
     # ------------------------------------------------------------ at rest
 
+    def carried_out(self, command_ids: list[str]) -> bool:
+        """Whether the ledger has the end of each."""
+        ends = [self._store._commands.get(command_id) for command_id in command_ids]
+        return all(end is not None and end.status != "accepted" for end in ends)
+
     @property
     def answers(self) -> dict[str, str]:
         """What came of commands, by id."""

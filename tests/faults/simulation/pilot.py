@@ -136,6 +136,9 @@ class Flight:
             if len(history) > 1
         ]
         world.strike_after(self._worker(), self.random.randint(1, 400), fatal=True)
+        self._until(lambda: invariants.carried_out(asked), BACK_WITHIN, "a rollback was not carried out")
+        for command_id in set(asked) - invariants.answers.keys():  # its worker died with the answer: one asks again
+            world.command("rollback, again", Rollback(), scenario=None, again=command_id)
         self._until(lambda: invariants.answers.keys() >= set(asked), BACK_WITHIN, "a rollback was not answered")
         for command_id in asked:
             answer = invariants.answers[command_id]
