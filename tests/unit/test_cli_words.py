@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
+from worker.broker.answers import Answer
 from worker.cli import cli, commands
 from worker.cli.common import flat, shown
 from worker.cli.written import default, form, written
-from worker.errors import ConfigurationError
 from worker.settings import Settings, load_settings
 
 
@@ -52,16 +56,59 @@ def test_no_command_is_cut_short_in_the_list() -> None:
         assert "..." not in CliRunner().invoke(cli, [*path, "--help"]).output.partition("Commands:")[2]
 
 
-def test_apply_takes_the_only_scenario_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model is named by its id alone; of several scenarios one has to be named."""
-    sent: list[object] = []
-    monkeypatch.setattr(commands, "carry", lambda *words, **_: sent.append(words[3]))
+class Told:
+    """A worker that tells, of each scenario, which models its aliases name."""
+
+    def __init__(self, aliases: dict[str, dict[str, str]]) -> None:
+        self.scenarios = {name: {"aliases": told} for name, told in aliases.items()}
+
+    @asynccontextmanager
+    async def client(self, _settings: Settings) -> AsyncIterator[None]:
+        yield None
+
+    async def answers(self, _client: None) -> AsyncIterator[Answer]:
+        yield Answer(command_id="c", worker="w", status="done", result={"scenarios": self.scenarios})
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Scenarios that commands were sent to; the data directory holds no store."""
+    to: list[str] = []
+    monkeypatch.setattr(commands, "carry", lambda *words, **_: to.append(words[3]))
+    told = Told({"checkout": {}, "search": {"candidate": "1" * 32}})
+    monkeypatch.setattr(commands, "control_client", told.client)
+    monkeypatch.setattr(commands, "_ask_status", told.answers)
+    monkeypatch.setenv("SWARM_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("SWARM_SCENARIOS", "checkout")
-    assert CliRunner().invoke(cli, ["apply", "--model", "0" * 32]).exit_code == 0
+    return to
+
+
+@pytest.mark.parametrize(
+    "words", [("apply",), ("train-now",), ("rollback",), ("rebuild",), ("quarantine", "replay"), ("dead", "replay")]
+)
+def test_a_command_takes_the_only_scenario_there_is(
+    sent: list[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """Of several one has to be named; which was not, is wrong usage and no wrong setting."""
+    for module in ("quarantine", "dead"):
+        monkeypatch.setattr(f"worker.cli.{module}.carry", lambda *words, **_: sent.append(words[3]))
+    assert CliRunner().invoke(cli, words).exit_code == 0
     monkeypatch.setenv("SWARM_SCENARIOS", "checkout,search")
-    with pytest.raises(ConfigurationError, match="--scenario"):
-        CliRunner().invoke(cli, ["apply", "--model", "0" * 32], catch_exceptions=False)
+    result = CliRunner().invoke(cli, words)
+    assert (result.exit_code, "--scenario NAME" in result.output) == (2, True)
     assert sent == ["checkout"]
+
+
+@pytest.mark.parametrize("command", ["apply", "rollback"])
+def test_an_id_says_alone_which_scenario_is_meant(
+    sent: list[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Where the store is on another machine the workers know it."""
+    monkeypatch.setenv("SWARM_SCENARIOS", "checkout,search")
+    assert CliRunner().invoke(cli, [command, "--model", "1" * 32]).exit_code == 0
+    assert CliRunner().invoke(cli, [command, "--model", "2" * 32]).exit_code == 2
+    assert CliRunner().invoke(cli, [command, "--model", "3"]).exit_code == 2
+    assert sent == ["search"]
 
 
 def test_a_hostile_name_writes_no_control_sequence() -> None:

@@ -15,10 +15,11 @@ from tests.unit.test_training_runs import ended
 from tests.unit.test_training_scheduler import scheduler
 from tests.unit.training_world import World, eventually, opened, worker_over
 from worker.control.operations import CommandRefused, Operations
-from worker.errors import CommandFailed
+from worker.errors import CommandFailed, NotFound
 from worker.models.adapter import ADAPTER_DIR
 from worker.models.applicators.noop import NoopApplicator
 from worker.models.applier import Applied as AppliedResult
+from worker.models.applier import NoPrevious
 from worker.store.port import Model, Run, Store, trigger_key
 from worker.training.child import ChildEnd, ChildLauncher, Died, OnProgress, OnStep, TrainingStep
 from worker.training.recipe import Recipe
@@ -338,6 +339,25 @@ async def test_apply_takes_the_newest_candidate_and_rollback_the_kind_that_chang
         assert versions[(await act.carry_out(command(Rollback(kind="lora"), "r2")))["model_id"]] == 2
         with pytest.raises(CommandRefused, match="is of kind lora"):
             await act.carry_out(command(Rollback(model_id="2", kind="offline"), "r3"))
+        await act.carry_out(command(Apply(version=4), "a4"))
+        with pytest.raises(NoPrevious, match=r"no earlier model to go back to \(kind offline\); .* with: --kind lora"):
+            await act.carry_out(command(Rollback(kind="offline"), "r4"))
+
+
+async def test_apply_takes_the_newest_candidate_of_the_kind_it_names(tmp_path: Path) -> None:
+    """Else the adapter, which is trained last, stands before the statistics each time."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path, kinds=BOTH)
+        act = operations(world)
+        await world.feed(30)
+        async with world.running(), asyncio.timeout(30):
+            await act.carry_out(command(TrainNow(), "t"))
+        assert (await act.carry_out(command(Apply(kind="offline"), "a1")))["kind"] == "offline"
+        with pytest.raises(NotFound, match="no model of kind offline that waits"):
+            await act.carry_out(command(Apply(kind="offline"), "a2"))
+        with pytest.raises(CommandRefused, match="is of kind lora"):
+            await act.carry_out(command(Apply(kind="offline", version=2), "a3"))
+        assert (await act.carry_out(command(Apply(kind="lora"), "a4")))["kind"] == "lora"
 
 
 async def test_a_command_that_is_carried_out_again_brings_no_other_model(tmp_path: Path) -> None:

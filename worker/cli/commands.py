@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,8 +27,8 @@ from worker.cli.common import (
     json_option,
     one_scenario,
     print_json,
+    reading_store,
     run_async,
-    scenario_option,
     settings_options,
     shown,
     table,
@@ -35,7 +36,7 @@ from worker.cli.common import (
 )
 from worker.cli.waiting import Waiting, training_followed
 from worker.configuration import control_keys
-from worker.errors import WorkerError
+from worker.errors import ConfigurationError, StoreError, WorkerError
 from worker.settings import Settings
 from worker.wire.commands import (
     COMMANDS,
@@ -61,6 +62,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: How long to wait for the first word of a worker, in s.
 _FIRST_ANSWER = 15.0
 _FAILED = 1
+#: A model's id, which says alone what is meant; versions and aliases are a scenario's.
+_MODEL_ID = re.compile(r"[0-9a-f]{32}")
 _ENDED = {"done": "was done by", "refused": "was refused by", "failed": "failed at"}
 _SILENCE = (
     "no word from a worker yet: its store may be away, its control key another, or no worker serves this scenario; "
@@ -196,52 +199,81 @@ async def _follow(
                     stack.enter_context(training_followed(ask, command.scenario, waiting))
 
 
-def _ask_status(client: ControlClient, worker_id: str) -> AsyncIterator[Answer]:
+def _ask_status(client: ControlClient, worker_id: str | None = None) -> AsyncIterator[Answer]:
     return send(client, make_command("status", Status(), None), timeout=_FIRST_ANSWER, worker_id=worker_id)
 
 
+def _meant(settings: Settings, scenario: str | None, model: str | None) -> str:
+    """The scenario that is named, else that of the model's id, else the only one there is."""
+    if scenario is None and model is not None and _MODEL_ID.fullmatch(model):
+        scenario = run_async(_scenario_of(settings, model))
+    return one_scenario(scenario, settings)
+
+
+async def _scenario_of(settings: Settings, model_id: str) -> str | None:
+    """Out of the store where it can be read here, else out of what workers tell of their newest models."""
+    try:
+        async with reading_store(settings) as store:
+            model = await store.model(model_id)
+    except (ConfigurationError, StoreError):
+        model = None  # it is on another machine, or its worker tells what ails it
+    if model is not None or len(settings.scenarios) == 1:
+        return None if model is None else model.scenario
+    async with control_client(settings) as client:
+        async for answer in _ask_status(client):
+            for name, told in answer.result.get("scenarios", {}).items():
+                if model_id in told.get("aliases", {}).values():
+                    return str(name)
+    return None
+
+
 @click.command("train-now")
-@scenario_option
+@default_scenario_option
 @click.option("--kind", type=click.Choice(["offline", "lora"]), help="what to train; default: as processor_mode says")
 @click.option("--apply/--no-apply", "apply_", default=None, help="apply or not, whatever apply_mode says")
 @click.option("--force", is_flag=True, help="also where nothing is new")
 @click.option("--dry-run", is_flag=True, help="only say what would be trained")
 @sending
 def train_now(
-    *, settings: Settings, scenario: str, kind: Any, apply_: bool | None, force: bool, dry_run: bool, **how: Any
+    *, settings: Settings, scenario: str | None, kind: Any, apply_: bool | None, force: bool, dry_run: bool, **how: Any
 ) -> None:
-    """Train a scenario now."""
-    carry(settings, "train-now", TrainNow(kind=kind, apply=apply_, force=force, dry_run=dry_run), scenario, **how)
+    """Train a scenario now.
+
+    Where nothing is new or there is too little, nothing is trained: `state` is skipped, `reason` says why, status 0.
+    """
+    args = TrainNow(kind=kind, apply=apply_, force=force, dry_run=dry_run)
+    carry(settings, "train-now", args, one_scenario(scenario, settings), **how)
 
 
 @click.command()
 @default_scenario_option
 @click.option("--model", help="id, version or alias; default: the newest candidate")
+@click.option("--kind", type=click.Choice(["offline", "lora"]), help="the newest candidate of this kind")
 @click.option("--force", is_flag=True, help="also where the gate did not bless it")
 @sending
-def apply(*, settings: Settings, scenario: str | None, model: str | None, force: bool, **how: Any) -> None:
-    """Make a model the live one."""
+def apply(*, settings: Settings, scenario: str | None, model: str | None, kind: Any, force: bool, **how: Any) -> None:
+    """Make a model the live one. An id says alone which scenario is meant."""
     number = int(model) if model is not None and model.isdecimal() and len(model) < 10 else None  # noqa: PLR2004 - an id is longer
-    args = Apply(model_id=None if number is not None else model, version=number, force=force)
-    carry(settings, "apply", args, one_scenario(scenario, settings), **how)
+    args = Apply(model_id=None if number is not None else model, version=number, force=force, kind=kind)
+    carry(settings, "apply", args, _meant(settings, scenario, model), **how)
 
 
 @click.command()
-@scenario_option
+@default_scenario_option
 @click.option("--model", help="id or version of an earlier model; default: the one before")
 @click.option("--kind", type=click.Choice(["offline", "lora"]), help="default: the kind that was changed last")
 @sending
-def rollback(*, settings: Settings, scenario: str, model: str | None, kind: Any, **how: Any) -> None:
+def rollback(*, settings: Settings, scenario: str | None, model: str | None, kind: Any, **how: Any) -> None:
     """Go back to the model that was live before."""
-    carry(settings, "rollback", Rollback(model_id=model, kind=kind), scenario, **how)
+    carry(settings, "rollback", Rollback(model_id=model, kind=kind), _meant(settings, scenario, model), **how)
 
 
 @click.command()
-@scenario_option
+@default_scenario_option
 @sending
-def rebuild(*, settings: Settings, scenario: str, **how: Any) -> None:
+def rebuild(*, settings: Settings, scenario: str | None, **how: Any) -> None:
     """Make all episodes and statistics again from the log."""
-    carry(settings, "rebuild", Rebuild(), scenario, **how)
+    carry(settings, "rebuild", Rebuild(), one_scenario(scenario, settings), **how)
 
 
 @click.command()

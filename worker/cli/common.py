@@ -21,7 +21,7 @@ from rich.text import Text
 from worker.cli.written import default, form
 from worker.clock import SystemClock
 from worker.configuration import secrets_of
-from worker.errors import ConfigurationError, NotFound, StoreCorrupt
+from worker.errors import NotFound, StoreCorrupt
 from worker.ops.logging import configure_logging
 from worker.ops.printable import printable
 from worker.settings import Settings, load_settings
@@ -94,7 +94,6 @@ def _worker_name(_context: click.Context, _parameter: click.Parameter, value: st
     return value
 
 
-scenario_option = click.option("--scenario", required=True, callback=_scenario_name, help="the scenario's name")
 worker_option = click.option("--worker", "worker_id", callback=_worker_name, help="only this worker")
 default_scenario_option = click.option(
     "--scenario", callback=_scenario_name, help="the scenario's name; default: the only one of SWARM_SCENARIOS"
@@ -134,7 +133,7 @@ def one_scenario(scenario: str | None, settings: Settings) -> str:
         return scenario
     if len(settings.scenarios) == 1:
         return settings.scenarios[0]
-    raise ConfigurationError("which scenario? say --scenario NAME, or set SWARM_SCENARIOS to a single one")
+    raise click.UsageError("which scenario? say --scenario NAME, or set SWARM_SCENARIOS to a single one")
 
 
 async def known_scenario(store: Store, scenario: str) -> None:

@@ -7,7 +7,17 @@ from typing import Any
 import click
 
 from worker.cli.commands import carry, control_client, make_command, send, sending
-from worker.cli.common import PLACES, json_option, print_json, run_async, scenario_option, settings_options, table, when
+from worker.cli.common import (
+    PLACES,
+    default_scenario_option,
+    json_option,
+    one_scenario,
+    print_json,
+    run_async,
+    settings_options,
+    table,
+    when,
+)
 from worker.errors import CommandFailed, NoAnswer
 from worker.settings import Settings
 from worker.wire.commands import ListDead, ReplayDead
@@ -25,18 +35,19 @@ def dead() -> None:
 
 
 @dead.command("list")
-@scenario_option
+@default_scenario_option
 @click.option("--limit", type=click.IntRange(1, 50), default=20, show_default=True)
 @json_option
 @settings_options(*PLACES)
-def list_(*, settings: Settings, scenario: str, limit: int, as_json: bool) -> None:
+def list_(*, settings: Settings, scenario: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, oldest first. A worker looks for us, and puts each back where it was."""
-    found = run_async(_list(settings, scenario, limit))
+    name = one_scenario(scenario, settings)
+    found = run_async(_list(settings, name, limit))
     if as_json:
         print_json(found)
         return
     table(
-        f"Dead letters of {scenario}: {found['messages']}",
+        f"Dead letters of {name}: {found['messages']}",
         ("kind", "reason", "died", "bytes", "message", "sent with", "died in"),
         (
             (
@@ -65,12 +76,12 @@ async def _list(settings: Settings, scenario: str, limit: int) -> dict[str, Any]
 
 
 @dead.command("replay")
-@scenario_option
+@default_scenario_option
 @click.option("--limit", type=click.IntRange(1), help="at most so many, oldest first")
 @sending
-def replay(*, settings: Settings, scenario: str, limit: int | None, **how: Any) -> None:
+def replay(*, settings: Settings, scenario: str | None, limit: int | None, **how: Any) -> None:
     """Send records back to their queue, each taken off only once its copy is confirmed. Safe to repeat.
 
     Commands that expired are dropped; what is neither stays.
     """
-    carry(settings, "replay-dead", ReplayDead(limit=limit), scenario, **how)
+    carry(settings, "replay-dead", ReplayDead(limit=limit), one_scenario(scenario, settings), **how)

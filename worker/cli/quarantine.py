@@ -11,13 +11,14 @@ from worker.cli.commands import carry, sending
 from worker.cli.common import (
     PLACES,
     any_scenario_option,
+    default_scenario_option,
     flat,
     json_option,
     known_scenario,
+    one_scenario,
     print_json,
     reading_store,
     run_async,
-    scenario_option,
     settings_options,
     table,
     when,
@@ -110,14 +111,15 @@ async def _show(settings: Settings, entry_id: int, only_body: bool, as_json: boo
 
 
 @quarantine.command("replay")
-@scenario_option
+@default_scenario_option
 @click.option("--reason", help="only entries with this reason code")
 @click.option("--entry", "entry_ids", type=int, multiple=True, help="only this entry; may be given often")
 @click.option("--limit", type=click.IntRange(1), help="at most so many")
 @sending
 def replay(
-    *, settings: Settings, scenario: str, reason: str | None, entry_ids: tuple[int, ...], limit: int | None, **how: Any
-) -> None:
+    *, settings: Settings, scenario: str | None, reason: str | None, entry_ids: tuple[int, ...], limit: int | None,
+    **how: Any,
+) -> None:  # fmt: skip
     """Send messages through the checks again. Safe to repeat."""
     args = ReplayQuarantine(reason=reason, entry_ids=list(entry_ids) or None, limit=limit)
-    carry(settings, "replay-quarantine", args, scenario, **how)
+    carry(settings, "replay-quarantine", args, one_scenario(scenario, settings), **how)

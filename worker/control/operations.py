@@ -18,7 +18,7 @@ from worker.models.registry import Registry
 from worker.projector.projector import Projector
 from worker.sink.producers import Producers
 from worker.sink.replay import replay_quarantine
-from worker.store.port import ModelKind, Run, Store
+from worker.store.port import Model, ModelKind, Run, Store
 from worker.training.endings import has_news
 from worker.training.runs import RunManager
 from worker.training.trigger_book import TriggerBook
@@ -161,7 +161,10 @@ class Operations:
         if (done := await self.applier.done_by(scenario, by)) is not None:
             return plain(done)
         name = args.model_id or (None if args.version is None else str(args.version))
-        model = await (self.registry.candidate(scenario) if name is None else self.registry.find(scenario, name))
+        model = await (
+            self.registry.candidate(scenario, args.kind) if name is None else self.registry.find(scenario, name)
+        )
+        _is_of(args.kind, model)
         result = await self.applier.apply_now(model, by=by, forced=args.force)
         if isinstance(result, ApplySkipped):
             raise CommandRefused(result.reason)
@@ -169,8 +172,8 @@ class Operations:
 
     async def _rollback(self, scenario: str, args: Rollback, by: str) -> dict[str, Any]:
         to = None if args.model_id is None else await self.registry.find(scenario, args.model_id)
-        if to is not None and args.kind not in (None, to.kind):
-            raise CommandRefused(f"model {to.model_id} is of kind {to.kind}; leave out --kind, or name another model")
+        if to is not None:
+            _is_of(args.kind, to)
         return plain(await self.applier.rollback(scenario, by=by, kind=args.kind, to=to))
 
     async def _replay(self, scenario: str, args: ReplayQuarantine) -> dict[str, Any]:
@@ -209,6 +212,11 @@ class Operations:
             if what in ("training", "all"):
                 await self.book.pause(name, paused=paused)
         return {"scenarios": chosen, "what": what, "paused": paused}
+
+
+def _is_of(kind: ModelKind | None, model: Model) -> None:
+    if kind not in (None, model.kind):
+        raise CommandRefused(f"model {model.model_id} is of kind {model.kind}; leave out --kind, or name another model")
 
 
 def _scenario(command: Command) -> str:

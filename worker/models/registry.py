@@ -101,13 +101,16 @@ class Registry:
                 return model
         raise NotFound(f"scenario {scenario} has no model {name!r}; list them with: swarm-worker models")
 
-    async def candidate(self, scenario: str) -> Model:
-        """The newest model of any kind that waits to be applied; `NotFound` with how to list them."""
+    async def candidate(self, scenario: str, kind: ModelKind | None = None) -> Model:
+        """The newest model that waits to be applied, of any kind or of one; `NotFound` with how to list them."""
         aliases = await self._store.aliases(scenario)
-        waiting = [aliases[name] for kind in _KINDS if (name := alias_of("candidate", kind)) in aliases]
+        kinds = _KINDS if kind is None else (kind,)
+        waiting = [aliases[name] for one in kinds if (name := alias_of("candidate", one)) in aliases]
         if not waiting:
+            of_kind = "" if kind is None else f"of kind {kind} "
             raise NotFound(
-                f"scenario {scenario} has no model that waits to be applied; list them with: swarm-worker models"
+                f"scenario {scenario} has no model {of_kind}that waits to be applied; "
+                "list them with: swarm-worker models"
             )
         return max([await self.get(model_id) for model_id in waiting], key=lambda model: model.version)
 

@@ -39,6 +39,7 @@ class Apply(_Args, frozen=True, kw_only=True):
     model_id: Key | None = None
     version: Annotated[int, Meta(ge=1)] | None = None
     force: bool = False  # also where the gate did not bless it
+    kind: Literal["offline", "lora"] | None = None  # none: the named model's, else that of the newest candidate
 
     def __post_init__(self) -> None:
         """One name is enough."""
