@@ -171,22 +171,18 @@ class ModelFiles:
                 ) from error
         return content
 
-    def keep_only(self, scenario: str, versions: Iterable[int]) -> None:
-        """Remove every other version's directory. Only at start: a run may have renamed one that has no row yet."""
-        known = set(versions)
-        self.remove(scenario, [version for version in self._present(scenario) if version not in known])
-
     def remove(self, scenario: str, versions: Iterable[int]) -> None:
         """Remove the directories of these versions, where they are; their rows stay."""
         folder = self.directory(scenario, 0).parent
-        removed = sorted(set(versions).intersection(self._present(scenario)))
+        removed = sorted(set(versions).intersection(self.present(scenario)))
         for version in removed:
             _remove(folder / str(version))
         if removed:
             sync_directory(folder)
             log.info("model_directories_removed", scenario=scenario, versions=removed)
 
-    def _present(self, scenario: str) -> list[int]:
+    def present(self, scenario: str) -> list[int]:
+        """Versions that have a directory, whether or not a row knows of them."""
         folder = self.directory(scenario, 0).parent
         if not folder.is_dir():
             return []

@@ -136,10 +136,12 @@ class Registry:
         """
         await asyncio.to_thread(self._files.clear_temporary)
         for scenario in scenarios:
+            # Looked at before the rows: what comes meanwhile, while this worker is frozen, has its row by then.
+            present = await asyncio.to_thread(self._files.present, scenario)
             training = await self._store.runs(scenario, states=("running",), limit=1)
             known = [model.version for model in await self._store.models(scenario, limit=_ROWS)]
             following = [max(known, default=0) + 1] if training else []
-            await asyncio.to_thread(self._files.keep_only, scenario, known + following)
+            await asyncio.to_thread(self._files.remove, scenario, set(present).difference(known, following))
 
     async def retire(self, scenario: str, kind: ModelKind, *, keep: Iterable[str], newest: int) -> None:
         """Remove the files of versions that nobody goes back to: not in `keep` (ids), not among the kind's newest."""
