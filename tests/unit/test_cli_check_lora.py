@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.contract.fake_vllm import FakeVllm
+from tests.unit.test_models_adapters import register
+from tests.unit.training_world import opened, worker_over
 from worker.cli.check_lora import lora_findings
 from worker.cli.findings import Finding
+from worker.models.applicators.files import FilesApplicator
+from worker.models.applicators.server_process import ServerProcess
 from worker.settings import load_settings
 
 
@@ -111,3 +118,86 @@ async def test_who_may_read_the_adapters_is_told(tmp_path: Path) -> None:
         assert f"{models} is closed" not in serving.detail
     finally:
         await vllm.stop()
+
+
+def write_gguf(path: Path, modules: dict[str, tuple[int, int]], *, missing: int = 0) -> Path:
+    """A base of one layer, its numbers all zero; `missing` bytes of it are cut off."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, shape in modules.items():
+        writer.add_tensor(f"blk.0.{name}.weight", np.zeros(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    os.truncate(path, path.stat().st_size - missing)
+    return path
+
+
+async def faults(tmp_path: Path, **flags: Any) -> list[str]:
+    return [
+        finding.detail
+        for finding in await findings(processor_mode="lora", data_dir=tmp_path / "data", **flags)
+        if not finding.good
+    ]
+
+
+async def test_a_base_on_which_the_first_training_would_fail_is_found(tmp_path: Path) -> None:
+    """By headers alone: hours of episodes later the trainer was the first to say so, in words of its libraries."""
+    base = write_gguf(tmp_path / "base.gguf", {"attn_q": (64, 64), "attn_v": (32, 64)})
+    other = write_gguf(tmp_path / "other.gguf", {"attn_q": (96, 96), "attn_v": (32, 96)})
+    cut = write_gguf(tmp_path / "cut.gguf", {"attn_q": (64, 64), "attn_v": (32, 64)}, missing=1000)
+    good = {"lora_base_model": str(base), "lora_target_modules": "q_proj,v_proj"}
+    assert await faults(tmp_path, **good) == []
+    (fault,) = await faults(tmp_path, **good | {"lora_target_modules": "q_prj,v_proj"})
+    assert fault == "SWARM_LORA_TARGET_MODULES: base.gguf has no q_prj; choose from q_proj, v_proj"
+    (fault,) = await faults(tmp_path, **good | {"lora_base_model": str(cut)})
+    assert fault.startswith(f"SWARM_LORA_BASE_MODEL: {cut} cannot be read: cut.gguf was cut off")
+    assert fault.endswith("copy or download it again")
+    (fault,) = await faults(tmp_path, **good, lora_serving_base=other)
+    assert fault.startswith("SWARM_LORA_SERVING_BASE: other.gguf is another model than base.gguf")
+    assert await faults(tmp_path, **good, lora_serving_base=base) == []
+
+
+async def test_a_gpu_that_is_not_there_is_found_by_the_python_that_trains(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    flags = {"lora_base_model": "gpt2", "lora_device": "cuda", "lora_python_path": python}
+    for answer, expected in (("True", 0), ("False", 1)):
+        python.write_text(f"#!/bin/sh\necho {answer}\n")
+        python.chmod(0o755)
+        found = await faults(tmp_path, **flags)
+        assert len(found) == expected
+    assert "finds no GPU; set cpu or auto" in found[0]
+    assert await faults(tmp_path, **flags, lora_launcher="srun {command}") == []
+
+
+async def test_a_live_adapter_that_is_not_served_is_a_fault(tmp_path: Path) -> None:
+    """The worker and its log knew, and whoever asked `check` was told that everything is fine."""
+    async with opened(tmp_path, "sqlite") as store:
+        world = worker_over(
+            store, tmp_path, kinds=("offline", "lora"), mode="auto", adapters=FilesApplicator(tmp_path, "lora")
+        )
+        await world.applier.apply(await register(world, 1), by="trigger")
+    flags = {"processor_mode": "lora", "data_dir": tmp_path, "scenarios": "S", "lora_base_model": "gpt2"}
+    *_, live = [finding async for finding in lora_findings(load_settings(**flags))]
+    assert (live.what, live.good) == ("adapter version 1 of S", True)
+    (tmp_path / "current/S.lora.json").unlink()
+    *_, live = [finding async for finding in lora_findings(load_settings(**flags))]
+    assert not live.good
+    assert "it is live but not served: file://" in live.detail
+    vllm = {"lora_applicator": "vllm", "vllm_url": "http://127.0.0.1:9"}
+    *_, live = [finding async for finding in lora_findings(load_settings(**flags, **vllm))]
+    assert "it is live but not served" in live.detail
+
+
+async def test_a_server_that_an_earlier_setting_started_is_told_of(tmp_path: Path) -> None:
+    """It outlives the worker so that nodes go on being served, and another applicator leaves it alone."""
+    process = ServerProcess(pid_file=tmp_path / "llama/server-blue.pid", log_file=tmp_path / "llama/log")
+    await process.start(["/bin/sleep", "60"], {})
+    try:
+        flags = {"processor_mode": "lora", "lora_base_model": "gpt2", "data_dir": tmp_path}
+        running = await process.running()
+        assert running is not None
+        assert any(finding.detail.endswith(f"kill {running.pid}") for finding in await findings(**flags))
+    finally:
+        await process.stop(grace=0)
+    assert not any("llama-server of an earlier" in finding.detail for finding in await findings(**flags))

@@ -5,18 +5,22 @@ The settings themselves are looked at by the builder, as at every start.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from worker.cli.common import reading_store
 from worker.cli.findings import Finding
 from worker.configuration import base_model
-from worker.errors import ApplyFailed
-from worker.models.applicators.chosen import lora_applicator
+from worker.errors import ApplyFailed, WorkerError
+from worker.models.applicators.chosen import lora_applicator, server_processes
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.vllm_client import VllmClient
 from worker.settings import Settings
+from worker.store.port import Model, alias_of
+from worker.training.lora.base_check import base_faults
 from worker.training.lora.requirements import PACKAGES
 from worker.training.modes import parse_mode
 
@@ -29,10 +33,20 @@ async def lora_findings(settings: Settings) -> AsyncIterator[Finding]:
         idle = sorted(name for name in settings.model_fields_set if name.startswith(_PREFIXES))
         if idle:
             names = ", ".join(f"SWARM_{name.upper()}" for name in idle)
-            yield Finding(what="lora", good=True, detail=f"SWARM_PROCESSOR_MODE is offline, so without effect: {names}")
+            yield Finding(
+                what="lora",
+                good=True,
+                detail=f"SWARM_PROCESSOR_MODE is offline, so without effect: {names}; lora or full trains adapters",
+            )
         return
     yield _training(settings)
+    for fault in await asyncio.to_thread(lambda: list(base_faults(settings))):
+        yield Finding(what="lora", good=False, detail=fault)
     yield await _serving(settings)
+    async for finding in _live(settings):
+        yield finding
+    async for finding in _left_running(settings):
+        yield finding
 
 
 def _training(settings: Settings) -> Finding:
@@ -53,6 +67,65 @@ async def _serving(settings: Settings) -> Finding:
         return Finding(what=what, good=True, detail=await _looked_at(settings))
     except ApplyFailed as error:
         return Finding(what=what, good=False, detail=str(error))
+
+
+async def _live(settings: Settings) -> AsyncIterator[Finding]:
+    """Whether live adapters are served; nothing where none is live, or no store is there to say so."""
+    live = await _live_adapters(settings)
+    # A receiver's word may be known to the worker alone, whose status tells it.
+    if not live or settings.lora_applicator == "webhook":
+        return
+    try:
+        applicator = lora_applicator(settings)
+    except ApplyFailed as error:  # the router's preset cannot be written
+        yield Finding(what="lora", good=False, detail=str(error))
+        return
+    try:
+        for model in live:
+            what = f"adapter version {model.version} of {model.scenario}"
+            try:
+                served = await applicator.served(model.scenario)
+            except ApplyFailed as error:
+                yield Finding(what=what, good=False, detail=f"it is live but not served: {error}")
+                continue
+            if served == model.sha256:
+                yield Finding(what=what, good=True, detail="it is live, and served")
+            else:
+                yield Finding(
+                    what=what,
+                    good=False,
+                    detail=f"it is live but not served: {applicator.target(model.scenario)} serves "
+                    f"{served or 'no model'}; a worker that runs brings it there within a minute, or its status says "
+                    "why it cannot",
+                )
+    finally:
+        await applicator.close()
+
+
+async def _live_adapters(settings: Settings) -> list[Model]:
+    try:
+        async with reading_store(settings) as store:
+            named = [(await store.aliases(name)).get(alias_of("champion", "lora")) for name in settings.scenarios]
+            models = [await store.model(model_id) for model_id in named if model_id is not None]
+    except WorkerError:  # check looks at the store itself
+        return []
+    return [model for model in models if model is not None]
+
+
+async def _left_running(settings: Settings) -> AsyncIterator[Finding]:
+    """Servers of ours that outlived the setting under which they were started: nobody ends them, nobody asks them."""
+    current = {"llama_server": ["one"], "blue_green": ["blue", "green"]}.get(settings.lora_applicator, [])
+    for name, process in server_processes(settings).items():
+        try:
+            running = None if name in current else await process.running()
+        except ApplyFailed:
+            continue
+        if running is not None:
+            yield Finding(
+                what="lora",
+                good=True,
+                detail=f"a llama-server of an earlier SWARM_LORA_APPLICATOR runs; end it with: kill {running.pid}",
+            )
 
 
 async def _looked_at(settings: Settings) -> str:

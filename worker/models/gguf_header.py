@@ -5,6 +5,7 @@ Read without the `gguf` package: that comes with the trainer's extra, and says o
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from worker.models.tensor_files import Tensor, open_file, size_of
+from worker.models.tensor_files import FORMS, Tensor, open_file, size_of
 
 Value: TypeAlias = str | int | float | bool
 
@@ -32,6 +33,8 @@ _PACKED = {
 }  # fmt: skip
 #: Types of tensors that adapters are written in, by their numbers in the file.
 _TYPES = {0: "F32", 1: "F16", 8: "Q8_0", 28: "F64", 30: "BF16"}
+#: Bytes of 256 numbers of IQ1_S, the tightest of its types.
+_TIGHTEST = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ def architecture_of(path: Path) -> str:
 def read_gguf(path: Path, *, whole: bool = True) -> Gguf:
     """Its fields and tensors; ValueError where it is no GGUF file, or is not of what it says; OSError.
 
-    `whole`: each tensor must lie where llama.cpp looks for it; not so for a base, whose types are more than we know.
+    `whole`: each tensor must lie where llama.cpp looks for it; of a base, whose types are more than we know, only that
+    the file is long enough is looked at.
     """
     with open_file(path) as file:
         number, entries = _beginning(file, path)
@@ -72,12 +76,15 @@ def read_gguf(path: Path, *, whole: bool = True) -> Gguf:
             fields[key] = value
         offsets = _tensors(file, number)
         header, size = file.tell(), os.fstat(file.fileno()).st_size
-    if not whole:
-        return Gguf(fields, {name: tensor for name, (tensor, _) in offsets.items()})
     alignment = fields.get("general.alignment", _ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= _MOST_ALIGNMENT:
         raise ValueError(f"{path.name} is damaged: its alignment is {alignment}")
     begins, end, tensors = _padded(header, alignment), 0, {}
+    if not whole:
+        least = begins + max((offset + _least(tensor) for tensor, offset in offsets.values()), default=0)
+        if size < least:
+            raise ValueError(f"{path.name} was cut off: it has {size} bytes, and by its header {least} or more")
+        return Gguf(fields, {name: tensor for name, (tensor, _) in offsets.items()})
     for name, (tensor, offset) in offsets.items():
         if offset != end:
             raise ValueError(f"{path.name} is damaged: {name} is not where the tensor before it ends")
@@ -142,6 +149,11 @@ def _tensors(file: BinaryIO, number: int) -> dict[str, tuple[Tensor, int]]:
         kind = _number(file, "<I")
         found[name] = (Tensor(_TYPES.get(kind, f"number {kind}"), shape, 0), _number(file, "<Q"))
     return found
+
+
+def _least(tensor: Tensor) -> int:
+    """Bytes that it has at least; of a type that we do not know, those of the tightest there is."""
+    return size_of(tensor) if tensor.type in FORMS else math.prod(tensor.shape) * _TIGHTEST // 256
 
 
 def _padded(size: int, alignment: int) -> int:

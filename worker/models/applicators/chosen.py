@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from worker.configuration import serving_base
 from worker.errors import ConfigurationError
 from worker.models.applicators.adapter_webhook import AdapterWebhookApplicator
@@ -92,11 +94,6 @@ def _own_server(settings: Settings, port: int, *, colour: Colour | None = None) 
     base = serving_base(settings)
     if base is None:
         raise ConfigurationError(f"SWARM_LORA_APPLICATOR: {settings.lora_applicator} needs a GGUF base")
-    folder = settings.data_dir / "llama"
-    pid_file = settings.llama_pid_file or folder / "server.pid"
-    log_file = settings.llama_log_file or folder / "server.log"
-    if colour is not None:  # two of one name would be one server
-        pid_file, log_file = (path.with_stem(f"{path.stem}-{colour}") for path in (pid_file, log_file))
     options = ServerOptions(
         program=settings.llama_server_path,
         base=base,
@@ -106,4 +103,19 @@ def _own_server(settings: Settings, port: int, *, colour: Colour | None = None) 
         parallel=settings.llama_parallel,
         api_key=settings.llama_api_key,
     )
-    return OwnServer(options, port=port, process=ServerProcess(pid_file=pid_file, log_file=log_file))
+    return OwnServer(options, port=port, process=server_processes(settings)[colour or "one"])
+
+
+def server_processes(settings: Settings) -> dict[Colour | Literal["one"], ServerProcess]:
+    """Those that we start, whichever applicator is chosen: `one` is llama_server's. Each has its two files."""
+    folder = settings.data_dir / "llama"
+    pid_file = settings.llama_pid_file or folder / "server.pid"
+    log_file = settings.llama_log_file or folder / "server.log"
+    colours: tuple[Colour, Colour] = ("blue", "green")
+    processes: dict[Colour | Literal["one"], ServerProcess] = {
+        "one": ServerProcess(pid_file=pid_file, log_file=log_file)
+    }
+    for colour in colours:  # two of one name would be one server
+        own_pid, own_log = (path.with_stem(f"{path.stem}-{colour}") for path in (pid_file, log_file))
+        processes[colour] = ServerProcess(pid_file=own_pid, log_file=own_log)
+    return processes

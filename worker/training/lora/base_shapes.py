@@ -53,7 +53,9 @@ class BaseShapes:
         try:
             return cls._of_gguf(base) if base.is_file() else cls._of_directory(base)
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"SWARM_LORA_BASE_MODEL: {base} cannot be read: {error}") from error
+            raise ConfigurationError(
+                f"SWARM_LORA_BASE_MODEL: {base} cannot be read: {error}; copy or download it again"
+            ) from error
 
     @classmethod
     def _of_directory(cls, base: Path) -> Self:
