@@ -215,8 +215,10 @@ def test_a_torn_checkpoint_is_none(base: TinyBase, tmp_path: Path) -> None:
     place = tmp_path / "run"
     (place / "out" / "checkpoint").mkdir(parents=True)
     (place / "out" / "checkpoint" / "latest.safetensors").write_bytes(b"torn")
+    metrics = trained(place, config(base.directory, epochs=1)).metrics
 
-    assert trained(place, config(base.directory, epochs=1)).metrics["resumed_at_step"] == 0
+    assert metrics["resumed_at_step"] == 0
+    assert "deserializing header" in metrics["checkpoint_damage"]
 
 
 async def test_a_child_that_is_ended_leaves_no_model_and_the_next_goes_on(
@@ -375,25 +377,39 @@ def test_the_settings_of_the_steps_change_what_is_learnt(adapter: Path, base: Ti
     assert len(hashes) == 5
 
 
-def test_longer_examples_are_left_out_and_counted(base: TinyBase, tmp_path: Path) -> None:
+def test_examples_that_cannot_be_learnt_from_are_left_out_and_counted(base: TinyBase, tmp_path: Path) -> None:
     long = replace(example("service-1"), prompt="Target: service-1 " * 40)
+    unfit = [long, replace(example("service-2"), chosen=""), replace(example("service-3"), prompt="a<|im_end|>b")]
     result = trained(
         tmp_path / "run",
         config(base.directory, epochs=1, max_seq_length=128),
-        train=[*examples(TRAIN), long],
-        held_out=[*examples(HELD_OUT), long],
+        train=[*examples(TRAIN), *unfit],
+        held_out=[*examples(HELD_OUT), *unfit],
     )
 
-    assert (result.metrics["examples"], result.metrics["too_long"]) == (len(TRAIN), 1)
-    assert (result.metrics["held_out_examples"], result.metrics["held_out_too_long"]) == (len(HELD_OUT), 1)
+    assert (result.metrics["examples"], result.metrics["held_out_examples"]) == (len(TRAIN), len(HELD_OUT))
+    for reason in ("too_long", "no_answer", "special_token"):
+        assert (result.metrics[reason], result.metrics[f"held_out_{reason}"]) == (1, 1)
 
 
 def test_too_few_examples_are_nothing_to_learn(base: TinyBase, tmp_path: Path) -> None:
-    result = trained(tmp_path / "run", config(base.directory, min_examples=20))
+    unfit = [replace(example("service-2"), chosen=""), replace(example("service-3"), prompt="a<|im_end|>b")]
+    result = trained(tmp_path / "run", config(base.directory, min_examples=20), train=[*examples(TRAIN), *unfit])
 
     assert (result.outcome, result.gate) == ("nothing", None)
-    assert result.reason == "18 examples; at least 20 are needed (SWARM_LORA_MIN_EXAMPLES)"
+    assert result.reason == (
+        "18 examples; at least 20 are needed (SWARM_LORA_MIN_EXAMPLES); 1 more have no answer; "
+        "1 more hold a special token of the base as text"
+    )
     assert not (tmp_path / "run" / "out" / "model.json").exists()
+
+
+def test_without_pairs_it_is_no_number_of_examples_that_is_blamed(base: TinyBase, tmp_path: Path) -> None:
+    result = trained(tmp_path / "run", config(base.directory, objective="dpo", min_examples=20), train=[])
+
+    assert result.outcome == "nothing"
+    assert (result.reason or "").startswith("no examples: no group has both better and worse attempts")
+    assert "SWARM_LORA_OBJECTIVE" in (result.reason or "")
 
 
 def test_without_anything_held_out_nobody_can_tell(base: TinyBase, tmp_path: Path) -> None:

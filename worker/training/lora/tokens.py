@@ -6,15 +6,21 @@ What is trained is what a server will see: the same template, the same tokens, t
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal, TypeAlias
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from worker.episodes.worker_task import ARROW
 from worker.training.lora.inputs import LoraExample
+
+#: Why an example is not learnt from. A mark of the base in a record's text would be no text to any server either:
+#: whoever sends the record could end the question and write the answer.
+Unfit: TypeAlias = Literal["no_answer", "special_token", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +57,29 @@ class Encoder:
         """
         self._tokenizer = tokenizer
         self._adds_bos = adds_bos and tokenizer.bos_token is not None
+        added = tokenizer.added_tokens_decoder.values()
+        self._marks = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
 
     def encode(self, example: LoraExample) -> Encoded:
         """One example."""
         rejected = None if example.rejected is None else self._tokens(example, example.rejected, ())
         return Encoded(example, self._tokens(example, example.chosen, example.actions), rejected)
 
-    def within(self, examples: Sequence[LoraExample], limit: int) -> tuple[list[Encoded], int]:
-        """Those of at most `limit` tokens, and how many are longer."""
-        encoded = [self.encode(example) for example in examples]
-        fitting = [each for each in encoded if each.longest <= limit]
-        return fitting, len(encoded) - len(fitting)
+    def within(self, examples: Sequence[LoraExample], limit: int) -> tuple[list[Encoded], dict[Unfit, int]]:
+        """Those that can be learnt from, of at most `limit` tokens, and how many cannot, by reason."""
+        fitting: list[Encoded] = []
+        unfit: Counter[Unfit] = Counter({"no_answer": 0, "special_token": 0, "too_long": 0})
+        for example in examples:
+            texts = [text for text in (example.system, example.prompt, example.chosen, example.rejected) if text]
+            if not example.chosen.strip() or (example.rejected is not None and not example.rejected.strip()):
+                unfit["no_answer"] += 1
+            elif any(mark in text for mark in self._marks for text in texts):
+                unfit["special_token"] += 1
+            elif (encoded := self.encode(example)).longest > limit:
+                unfit["too_long"] += 1
+            else:
+                fitting.append(encoded)
+        return fitting, dict(unfit)
 
     def prompt_to_send(self, example: LoraExample) -> str:
         """The prompt as a server's completion takes it: without the opening mark that it adds by itself."""

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +43,7 @@ from worker.training.lora.probes import probes_of
 from worker.training.lora.progress import JUDGED, LOADED, PROBED, TRAINED, Report, StepProgress
 from worker.training.lora.schedule import Schedule
 from worker.training.lora.sft import sft_loss
-from worker.training.lora.tokens import Encoded, Encoder
+from worker.training.lora.tokens import Encoded, Encoder, Unfit
 from worker.training.lora.world import joined, leads
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result
 
@@ -76,11 +76,12 @@ class _Training:
         require_servable(base.model, config.target_modules)
         encoder = Encoder(base.tokenizer, adds_bos=base.adds_bos)
         limit = min(config.max_seq_length, base.longest or config.max_seq_length)
-        examples, too_long = encoder.within(read_examples(self._run_dir / TRAIN_FILE), limit)
+        examples, unfit = encoder.within(read_examples(self._run_dir / TRAIN_FILE), limit)
         if len(examples) < config.min_examples:
-            self._nothing(len(examples), too_long, limit)
+            self._nothing(len(examples), unfit, limit)
             return
-        held_out, held_out_too_long = encoder.within(read_examples(self._run_dir / HELD_OUT_FILE), limit)
+        held_out, unfit_held_out = encoder.within(read_examples(self._run_dir / HELD_OUT_FILE), limit)
+        checkpoints = Checkpoints(self._output, identity=identity_of(self._given.shape, base, device))
         model = _with_adapter(base, config)
         with joined(device) as world:
             trained = train(
@@ -89,7 +90,7 @@ class _Training:
                 _loss_of(model, config, encoder.pad),
                 schedule=self._schedule(len(examples)),
                 learning_rate=config.learning_rate,
-                checkpoints=Checkpoints(self._output, identity=identity_of(self._given.shape, base, device)),
+                checkpoints=checkpoints,
                 checkpoint_steps=self._given.surroundings.checkpoint_steps,
                 on_step=self._on_step(len(examples)),
                 world=world,
@@ -102,14 +103,15 @@ class _Training:
         self._report(PROBED, "writing")
         content = encode(self._document(model, base, len(examples), probes))
         replace_file(self._output / MODEL_FILE, content)
-        metrics = {
+        metrics: dict[str, Any] = {
             "examples": len(examples),
             "held_out_examples": len(held_out),
-            "too_long": too_long,
-            "held_out_too_long": held_out_too_long,
+            **unfit,
+            **{f"held_out_{reason}": number for reason, number in unfit_held_out.items()},
             "tokens": sum(len(each.chosen.ids) for each in examples),
             "steps": trained.steps,
             "resumed_at_step": trained.resumed_at,
+            "checkpoint_damage": checkpoints.damage,
             "final_loss": trained.final_loss,
             "device": str(device),
             "probes": len(probes),
@@ -190,11 +192,20 @@ class _Training:
             probes=probes,
         )
 
-    def _nothing(self, left: int, too_long: int, limit: int) -> None:
+    def _nothing(self, left: int, unfit: Mapping[Unfit, int], limit: int) -> None:
         reason = f"{left} examples; at least {self._given.config.min_examples} are needed (SWARM_LORA_MIN_EXAMPLES)"
-        if too_long:
-            reason += f"; {too_long} more are longer than {limit} tokens (SWARM_LORA_MAX_SEQ_LENGTH)"
-        self._end(outcome="nothing", reason=reason, metrics={"examples": left, "too_long": too_long})
+        if self._given.config.objective == "dpo" and not left and not any(unfit.values()):
+            reason = (
+                "no examples: no group has both better and worse attempts; SWARM_LORA_OBJECTIVE=dpo pairs those of "
+                "one group_id, which nodes set in their records"
+            )
+        why: dict[Unfit, str] = {
+            "too_long": f"are longer than {limit} tokens (SWARM_LORA_MAX_SEQ_LENGTH)",
+            "no_answer": "have no answer",
+            "special_token": "hold a special token of the base as text",
+        }
+        reason += "".join(f"; {unfit[one]} more {words}" for one, words in why.items() if unfit[one])
+        self._end(outcome="nothing", reason=reason, metrics={"examples": left, **unfit})
 
     def _end(self, **found: Any) -> None:
         versions = {"worker": __version__, "python": platform.python_version(), **_library_versions()}
