@@ -114,6 +114,53 @@ async def test_a_pid_that_another_program_got_is_left_alone(process: ServerProce
         other.wait()
 
 
+@pytest.mark.parametrize("pid", ["another program's", 0, -1, 1, 2**70])
+async def test_a_pid_that_somebody_wrote_into_the_file_of_a_running_server_is_sent_no_signal(
+    process: ServerProcess, pid: int | str
+) -> None:
+    """By a restored backup, an editor, `rsync --inplace`: 0 and less would be whole groups of processes."""
+    await process.start(WAITS, {})
+    server, written = await process.running(), process.pid_file.read_bytes()
+    other = popen(WAITS)
+    try:
+        named = other.pid if isinstance(pid, str) else pid
+        process.pid_file.write_text(json.dumps({"pid": named, "command": WAITS}))
+        with pytest.raises(ApplyFailed, match=r"server\.pid"):
+            await process.stop(grace=0)
+        assert other.poll() is None
+        assert server is not None
+        assert psutil.Process(server.pid).cmdline() == WAITS
+    finally:
+        process.pid_file.write_bytes(written)
+        other.kill()
+        other.wait()
+
+
+async def test_a_stale_pid_under_somebody_elses_lock_is_sent_no_signal(process: ServerProcess) -> None:
+    """As a tool for backups takes one."""
+    other = popen(WAITS)
+    try:
+        process.pid_file.parent.mkdir()
+        process.pid_file.write_text(json.dumps({"pid": other.pid, "command": WAITS}))
+        with process.pid_file.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(ApplyFailed, match="no process is ended.*fuser"):
+                await process.stop(grace=0)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+async def test_a_file_of_a_thousand_brackets_under_a_lock_is_said_so(process: ServerProcess) -> None:
+    process.pid_file.parent.mkdir()
+    process.pid_file.write_text("[" * 50_000)
+    with process.pid_file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ApplyFailed, match="does not say which"):
+            await process.running()
+
+
 async def test_who_looks_is_not_taken_for_the_server_by_another_who_looks(process: ServerProcess) -> None:
     """A status and an apply may ask at the same moment."""
     await process.start(WAITS, {})

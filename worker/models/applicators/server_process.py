@@ -1,6 +1,7 @@
 """A server's process that outlives ours: started detached, found again by its pid file, stopped. One at a time.
 
-Who holds the lock on the pid file is the server (see `server_launch`): nothing is ever concluded from a pid alone.
+Who holds the lock on the pid file is the server (see `server_launch`): nothing is ever concluded from a pid alone, and
+none is sent a signal whose process is not seen to hold that very lock.
 """
 
 from __future__ import annotations
@@ -119,19 +120,37 @@ class ServerProcess:
         return True
 
     def _signal(self, found: Running, number: signal.Signals) -> None:
+        """To the process that holds the lock, and to no other: the file may have been restored, copied or edited."""
+        process, reason = None, "that process is not the one"
         try:
-            os.kill(found.pid, number)
-        except ProcessLookupError:
-            if self._look() == found:  # the lock is held, and not by a process of ours to signal
-                raise ApplyFailed(
-                    f"the server of {self.pid_file} (pid {found.pid}) runs where this worker cannot reach it, such as "
-                    "another container; stop it there"
-                ) from None
-        except PermissionError:
+            process = os.pidfd_open(found.pid)  # first: what is seen of the pid below is of this process, or it ended
+            if self._holds_lock(found.pid):
+                signal.pidfd_send_signal(process, number)
+                return
+        except (OSError, ValueError, OverflowError) as error:  # ended, another user's, no pid at all
+            reason = str(error)
+        finally:
+            if process is not None:
+                os.close(process)
+        if self._look() == found:
             raise ApplyFailed(
-                f"the server of {self.pid_file} (pid {found.pid}) belongs to another user; stop it, or run the worker "
-                "as that user"
-            ) from None
+                f"{self.pid_file} names pid {found.pid}, which cannot be seen to hold its lock ({reason}), so no "
+                "process is ended: who holds it may run in another container, or as another user; find it with: "
+                f"fuser -v {self.pid_file}, and stop it there"
+            )
+
+    def _holds_lock(self, pid: int) -> bool:
+        """Whether one of the process's descriptors is the pid file, with a lock."""
+        mine = self.pid_file.stat()
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if not os.path.samestat(entry.stat(), mine):
+                    continue
+                if "FLOCK" in Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text():
+                    return True
+            except FileNotFoundError:  # closed since, or a pipe's
+                continue
+        return False
 
     def _prepare(self) -> None:
         """Directories, no stale content in the pid file, and a log that is not without end."""
@@ -194,7 +213,7 @@ class ServerProcess:
     def _read(self, descriptor: int) -> Running:
         try:
             return msgspec.json.decode(os.pread(descriptor, _PID_FILE_LIMIT, 0), type=Running)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ApplyFailed(
                 f"{self.pid_file} is locked by a server and does not say which; was it written by somebody else? Stop "
                 "that server by hand"
