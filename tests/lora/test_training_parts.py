@@ -244,7 +244,7 @@ def test_a_base_without_a_chat_template_is_refused(base: TinyBase, tmp_path: Pat
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base.gguf").write_bytes(b"GGUF, but not really")
-    with pytest.raises(ConfigurationError, match=r"SWARM_LORA_BASE_MODEL: .*base\.gguf cannot be loaded"):
+    with pytest.raises(ConfigurationError, match=r"SWARM_LORA_BASE_MODEL: .*base\.gguf cannot be read.* again"):
         load_base(str(tmp_path / "base.gguf"), CPU)
 
 

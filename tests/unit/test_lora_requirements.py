@@ -104,13 +104,17 @@ def test_every_fault_has_its_line(flags: dict[str, Any], mode: str) -> None:
         ("nowhere.gguf", "is not there"),
         ("what is this?", "neither there nor a hub id"),
         ("a/b/c", "neither there nor a hub id"),
+        ("a/..", "neither there nor a hub id"),
+        ("a../b", "neither there nor a hub id"),
+        ("a/b--c", "neither there nor a hub id"),
+        ("../x/y", "is not there"),
     ],
 )
 def test_a_base_model_that_is_not_there_is_refused(flags: dict[str, Any], name: str | None, why: str) -> None:
     assert why in refusal(flags, lora_base_model=name)
 
 
-@pytest.mark.parametrize("name", ["LiquidAI/LFM2.5-1.2B-Instruct", "gpt2"])
+@pytest.mark.parametrize("name", ["LiquidAI/LFM2.5-1.2B-Instruct", "gpt2", "a/b", "a_b-c.d/e"])
 def test_a_hub_id_is_taken_for_one(flags: dict[str, Any], name: str) -> None:
     WorkerBuilder(load_settings(**{**flags, "lora_base_model": name})).build()
 
@@ -172,8 +176,10 @@ def test_the_extra_must_be_installed_where_we_train(flags: dict[str, Any], monke
     monkeypatch.setattr(requirements, "PACKAGES", ("json", "no_such_package"))
     text = refusal(flags)
     assert "the extra lora is not installed here (no_such_package missing)" in text
-    assert "pip install 'swarm-worker[lora]'" in text
-    assert f"not installed in {sys.executable}" in refusal(flags, lora_python_path=sys.executable)
+    assert "pip install '.[lora]'" in text
+    there = refusal(flags, lora_python_path=sys.executable)
+    assert f"not installed in {sys.executable}" in there
+    assert "swarm-worker[" not in text + there, "nobody vouches for that name in a package index"
 
 
 def test_a_script_or_launcher_brings_its_own_packages(

@@ -39,7 +39,7 @@ class BaseModel(Struct, frozen=True, kw_only=True):
 
     name: str  # as configured: a hub id, or the last part of a path
     architecture: str  # llama, qwen2, ...
-    sha256: str  # of its weights: the GGUF file, or the safetensors files in order
+    sha256: str  # of the GGUF file, or of all files of the directory: weights, configuration, tokenizer, chat template
 
 
 class Probe(Struct, frozen=True, kw_only=True):

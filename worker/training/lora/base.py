@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,14 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from worker.errors import ConfigurationError
 from worker.models.adapter import BaseModel
-from worker.training.lora.base_shapes import in_a_layer
+from worker.training.lora.base_shapes import BaseShapes, in_a_layer
+from worker.training.trainer import is_out_of_memory
 
 #: What a download takes: no pickle, no code.
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -62,24 +61,35 @@ def load_base(name: str, device: torch.device) -> Base:
     """Read the model and its tokenizer; `ConfigurationError` where they are not there or of no use."""
     transformers_logging.disable_progress_bar()
     path = _located(name)
-    weights = _weights(path)
+    _require_weights(path)
     where: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.is_file():
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     # On a GPU bfloat16 halves the memory; a CPU is slow with it. The adapter itself is float32 in both cases.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    BaseShapes.of(path)  # of a file that was cut off, the libraries say what nobody understands
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError) as error:
-        raise ConfigurationError(f"SWARM_LORA_BASE_MODEL: {name} cannot be loaded: {error}") from error
+        # Said, since nothing said asks on standard input where a model has code of its own.
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+        if tokenizer.chat_template:
+            tokenizer.apply_chat_template([{"role": "user", "content": "Is it a template?"}], tokenize=False)
+    except Exception as error:  # a file that is whole but wrong makes the libraries raise anything
+        if is_out_of_memory(error):
+            raise
+        raise ConfigurationError(
+            f"SWARM_LORA_BASE_MODEL: {name} cannot be loaded: {error}; is it whole, and of a kind that "
+            "transformers knows? Copy or download it again, or set another"
+        ) from error
     if not tokenizer.chat_template:
         raise ConfigurationError(
             f"SWARM_LORA_BASE_MODEL: {name} has no chat template, so it cannot tell a question from an answer; "
             "take the instruction-tuned model of its family"
         )
     cast("nn.Module", model).to(device).eval()
-    document = BaseModel(name=_short(name), architecture=model.config.model_type, sha256=_sha256(weights))
+    document = BaseModel(name=_short(name), architecture=model.config.model_type, sha256=_sha256(path))
     return Base(model=model, tokenizer=tokenizer, document=document, path=path, adds_bos=_adds_bos(path, tokenizer))
 
 
@@ -130,29 +140,33 @@ def _located(name: str) -> Path:
     ) as error:
         raise ConfigurationError(
             f"SWARM_LORA_BASE_MODEL: {name} is no directory and cannot be had from the hub: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{str(error).strip().splitlines()[0]}; is it spelt so there, and is the hub within reach (HF_ENDPOINT, "
+            "HTTPS_PROXY, HF_HUB_OFFLINE; HF_HOME has the token of a model that is not public)? Or set a directory"
         ) from error
 
 
-def _weights(path: Path) -> list[Path]:
-    """The files of weights, in order."""
-    if path.is_file():
-        return [path]
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
+def _require_weights(path: Path) -> None:
+    if path.is_dir() and not any(path.glob("*.safetensors")):
         raise ConfigurationError(
             f"SWARM_LORA_BASE_MODEL: {path} has no *.safetensors; pickled weights (*.bin) are not loaded: convert them"
         )
-    return files
 
 
-def _sha256(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for each in files:
-        with each.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _sha256(path: Path) -> str:
+    """Of all that makes the model answer as it does: with another tokenizer or chat template it is another base.
+
+    Of a directory that of the lines that `sha256sum` would write.
+    """
+    if path.is_file():
+        return _digest(path)
+    files = sorted({file for pattern in _HUB_FILES for file in path.glob(pattern)})
+    listed = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _short(name: str) -> str:

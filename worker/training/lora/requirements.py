@@ -22,12 +22,16 @@ from worker.training.modes import ProcessorMode
 
 #: What the extra brings, as it is imported.
 PACKAGES = ("torch", "transformers", "peft", "gguf", "safetensors")
-_HUB_ID = re.compile(r"[\w.-]{1,96}(?:/[\w.-]{1,96})?")
+#: As the hub names them: no part begins or ends with a dot or a dash, so none of them leads up a directory.
+_HUB_NAME = r"\w(?:[\w.-]{0,94}\w)?"
+_HUB_ID = re.compile(rf"(?!.*(?:\.\.|--)){_HUB_NAME}(?:/{_HUB_NAME})?")
 #: llama.cpp skips or refuses adapters of these (its issues #11554, #9065), and vLLM takes none of the embeddings.
 _NEVER_SERVED = re.compile(r"lm_head|embed|norm|wte|wpe|modules_to_save", re.IGNORECASE)
 #: Says which of the packages named behind it this Python lacks.
 _PROBE = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n) is None))"
 _PROBE_SECONDS = 30
+#: Not by a name: swarm-worker is in no package index, and what somebody puts there under it is not ours.
+_INSTALL = "pip install '.[lora]' in swarm-worker's checkout"
 
 
 def require_lora(
@@ -144,10 +148,10 @@ def _packages(settings: Settings) -> Iterator[str]:
         return
     if settings.lora_python_path is None:
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-        where, cure = "here", "install it with: pip install 'swarm-worker[lora]'"
+        where, cure = "here", f"install it: {_INSTALL}"
     elif shutil.which(settings.lora_python_path):
         where = f"in {settings.lora_python_path} (SWARM_LORA_PYTHON_PATH)"
-        cure = "install swarm-worker[lora] there too, or leave the setting out"
+        cure = f"install it there too ({_INSTALL}), or leave the setting out"
         try:
             missing = _missing_in(settings.lora_python_path)
         except (OSError, subprocess.SubprocessError) as error:

@@ -10,17 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, TypeAlias
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from worker.episodes.worker_task import ARROW
 from worker.training.lora.inputs import LoraExample
-
-#: Why an example is not learnt from. A mark of the base in a record's text would be no text to any server either:
-#: whoever sends the record could end the question and write the answer.
-Unfit: TypeAlias = Literal["no_answer", "special_token", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +60,14 @@ class Encoder:
         rejected = None if example.rejected is None else self._tokens(example, example.rejected, ())
         return Encoded(example, self._tokens(example, example.chosen, example.actions), rejected)
 
-    def within(self, examples: Sequence[LoraExample], limit: int) -> tuple[list[Encoded], dict[Unfit, int]]:
-        """Those that can be learnt from, of at most `limit` tokens, and how many cannot, by reason."""
+    def within(self, examples: Sequence[LoraExample], limit: int) -> tuple[list[Encoded], dict[str, int]]:
+        """Those that can be learnt from, of at most `limit` tokens, and how many cannot, by reason.
+
+        A mark of the base in a record's text is no text, to no server either: whoever sends the record could end the
+        question, and write the answer.
+        """
         fitting: list[Encoded] = []
-        unfit: Counter[Unfit] = Counter({"no_answer": 0, "special_token": 0, "too_long": 0})
+        unfit = Counter({"no_answer": 0, "special_token": 0, "too_long": 0})
         for example in examples:
             texts = [text for text in (example.system, example.prompt, example.chosen, example.rejected) if text]
             if not example.chosen.strip() or (example.rejected is not None and not example.rejected.strip()):

@@ -43,7 +43,7 @@ from worker.training.lora.probes import probes_of
 from worker.training.lora.progress import JUDGED, LOADED, PROBED, TRAINED, Report, StepProgress
 from worker.training.lora.schedule import Schedule
 from worker.training.lora.sft import sft_loss
-from worker.training.lora.tokens import Encoded, Encoder, Unfit
+from worker.training.lora.tokens import Encoded, Encoder
 from worker.training.lora.world import joined, leads
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result
 
@@ -103,7 +103,7 @@ class _Training:
         self._report(PROBED, "writing")
         content = encode(self._document(model, base, len(examples), probes))
         replace_file(self._output / MODEL_FILE, content)
-        metrics: dict[str, Any] = {
+        metrics = {
             "examples": len(examples),
             "held_out_examples": len(held_out),
             **unfit,
@@ -192,14 +192,14 @@ class _Training:
             probes=probes,
         )
 
-    def _nothing(self, left: int, unfit: Mapping[Unfit, int], limit: int) -> None:
+    def _nothing(self, left: int, unfit: Mapping[str, int], limit: int) -> None:
         reason = f"{left} examples; at least {self._given.config.min_examples} are needed (SWARM_LORA_MIN_EXAMPLES)"
         if self._given.config.objective == "dpo" and not left and not any(unfit.values()):
             reason = (
                 "no examples: no group has both better and worse attempts; SWARM_LORA_OBJECTIVE=dpo pairs those of "
                 "one group_id, which nodes set in their records"
             )
-        why: dict[Unfit, str] = {
+        why = {
             "too_long": f"are longer than {limit} tokens (SWARM_LORA_MAX_SEQ_LENGTH)",
             "no_answer": "have no answer",
             "special_token": "hold a special token of the base as text",
