@@ -9,8 +9,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from worker.configuration import serving_base
+from worker.errors import ApplyFailed
 from worker.hosts import is_loopback
-from worker.models.applicators.router_preset import fits_into_preset
+from worker.models.applicators.router_preset import PresetFile, fits_into_preset
 from worker.models.gguf_header import architecture_of
 from worker.settings import Settings
 
@@ -33,6 +34,11 @@ def serving_faults(settings: Settings) -> Iterator[str]:
             )
         elif not os.access(folder := settings.llama_preset.absolute().parent, os.W_OK | os.X_OK) or not folder.is_dir():
             yield f"SWARM_LLAMA_PRESET: {folder} is no directory that we may write to"
+        else:
+            try:
+                PresetFile(settings.llama_preset).read()
+            except ApplyFailed as error:
+                yield str(error)
         yield from _preset_paths(settings)
     elif chosen in ("llama_server", "blue_green"):
         yield from _own_servers(settings)

@@ -1,7 +1,8 @@
 """The preset file of a llama-server router (`--models-preset`): a section for each adapter version, `[S@17]`.
 
 Only the sections of scenarios that we apply adapters for are ours. What else is in the file (`[*]` with options for
-all, sections of other models, comments) is its owner's and stays as it is, byte by byte.
+all, sections of other models, comments between sections) is its owner's and stays as it is, byte by byte. A section
+ends with its last option and the empty line after it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ _HEADER = re.compile(r"\[[ \t]*(?P<name>[^]\n]*?)[ \t]*\]")
 #: ones are bytes that are no UTF-8.
 _UNWRITABLE = re.compile(r"""[;#,"\\\r\n\udc80-\udcff]|^\s|\s$""")
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
+
+#: Empty lines and comments.
+_NO_OPTION = re.compile(r"[ \t]*(?:[;#]|[\r\n]|$)")
+_EMPTY_LINE = re.compile(r"[ \t]*(?:\r\n|\n|\r)")
 
 _SIZE_LIMIT = 1 << 20
 #: The router may run as another user.
@@ -91,7 +96,10 @@ class PresetFile:
         except FileNotFoundError:
             return EMPTY
         except (OSError, ValueError) as error:
-            raise ApplyFailed(f"{self.path} (SWARM_LLAMA_PRESET) cannot be read: {error}") from error
+            raise ApplyFailed(
+                f"{self.path} (SWARM_LLAMA_PRESET) cannot be read: {error}; it must be a file in UTF-8, no link, and "
+                "readable for this worker"
+            ) from error
 
     def write(self, text: str) -> None:
         """Put `text` in its place at once. Raises `ApplyFailed`."""
@@ -105,13 +113,23 @@ class PresetFile:
 
 
 def _blocks(preset: str) -> list[tuple[str | None, str]]:
-    """The file cut before each header; what comes before the first has no name."""
-    blocks: list[tuple[str | None, str]] = [(None, "")]
+    """The file cut before each header and after each section; what stands between sections has no name."""
+    blocks: list[tuple[str | None, str]] = []
+    name, block, between = None, "", ""  # `between` belongs to the section only where an option follows
     for line in _LINES.findall(preset):
         header = _HEADER.match(line)
         if header is not None:
-            blocks.append((header["name"], line))
+            blocks += _ended(name, block, between)
+            name, block, between = header["name"], line, ""
+        elif _NO_OPTION.match(line):
+            between += line
         else:
-            name, block = blocks[-1]
-            blocks[-1] = (name, block + line)
-    return blocks
+            block, between = block + between + line, ""
+    return blocks + _ended(name, block, between)
+
+
+def _ended(name: str | None, block: str, between: str) -> list[tuple[str | None, str]]:
+    """A section with the one empty line that ends it, and what comes after it up to the next header."""
+    empty = _EMPTY_LINE.match(between)
+    cut = 0 if empty is None else empty.end()
+    return [(name, block + between[:cut]), (None, between[cut:])]
