@@ -144,7 +144,7 @@ async def test_a_stale_pid_under_somebody_elses_lock_is_sent_no_signal(process: 
         process.pid_file.write_text(json.dumps({"pid": other.pid, "command": WAITS}))
         with process.pid_file.open() as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            with pytest.raises(ApplyFailed, match="no process is ended.*fuser"):
+            with pytest.raises(ApplyFailed, match=r"no process is ended.*fuser"):
                 await process.stop(grace=0)
         assert other.poll() is None
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import structlog
 from msgspec import UnsetType
 
 from worker.durable import make_private_directory, read_file, replace_file, sync_directory
@@ -20,6 +21,8 @@ from worker.models.files import MODEL_LIMIT
 from worker.store.port import Model
 from worker.wire.names import is_slug
 from worker.wire.served import Endpoint, ServedModel
+
+log = structlog.get_logger(__name__)
 
 #: The model file's own limit and the few fields around it.
 _DOCUMENT_LIMIT = MODEL_LIMIT + 100_000
@@ -50,28 +53,26 @@ class CurrentDocuments:
         try:
             make_private_directory(self._folder)
             replace_file(path, served_document(model, content, endpoint), mode=_MODE)
+        except IsADirectoryError as error:
+            raise ApplyFailed(f"{path} is a directory, in the place of a file of ours; move it away") from error
         except OSError as error:
             raise ApplyFailed(
                 f"{path} cannot be written: {error}; free space or fix the rights of SWARM_DATA_DIR"
             ) from error
 
     def read(self, scenario: str) -> ServedModel | None:
-        """What was written last; None where nothing was. Raises `DocumentDamaged`, or `ApplyFailed` for a bad disk."""
+        """What was written last; None where nothing was. Raises `DocumentDamaged`: the next `write` replaces it."""
         path = self.path(scenario)
         try:
             return msgspec.json.decode(read_file(path, limit=_DOCUMENT_LIMIT), type=ServedModel)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # a link, no file, none of our documents
+            log.warning("document_unreadable", path=str(path), error=str(error))
             raise DocumentDamaged(f"{path} is no document of ours: {error}; apply a version again") from error
-        except (OSError, ValueError) as error:
-            raise ApplyFailed(f"{path} cannot be read: {error}") from error
 
     def endpoint_of(self, model: Model) -> Endpoint | None:
-        """Whom nodes are to ask for `model`; None where the document names another model, or no server.
-
-        Raises `ApplyFailed` for a bad disk.
-        """
+        """Whom nodes are to ask for `model`; None where the document names another model, or no server."""
         try:
             document = self.read(model.scenario)
         except DocumentDamaged:
