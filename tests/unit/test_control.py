@@ -18,6 +18,7 @@ from worker.clock import ManualClock
 from worker.control.admission import Admission
 from worker.control.control import Control
 from worker.errors import DataRefused, StoreError, StoreUnavailable
+from worker.models.applier import EndNotStored
 from worker.store.memory import MemoryStore
 from worker.store.port import StoredCommand
 from worker.wire.commands import Command
@@ -231,6 +232,30 @@ async def test_an_id_that_was_another_commands_is_refused(world: World) -> None:
         await world.answers("x", "done")  # the same one once more, sent anew
     assert [command.command for command in world.done] == ["train-now"]
     assert not world.source.outstanding, "acknowledged"
+
+
+async def test_an_end_that_is_not_known_is_not_told_and_the_next_start_carries_the_command_on(world: World) -> None:
+    """Told as failed, it went live all the same; a rollback that a crash cut short was told so and then carried out."""
+    asked = world.control._carry_out
+
+    async def unknown(command: Command) -> dict[str, Any]:
+        await asked(command)
+        raise EndNotStored("locked")
+
+    world.control._carry_out = unknown
+    async with world.running():
+        world.send("rollback", "job.S", "back", scenario="S")
+        await world.answers("back", "accepted")
+        while not world.done:  # noqa: ASYNC110 - in memory, at the next turn of the loop
+            await asyncio.sleep(0)
+        await world.control.settle(5)
+    assert [stored.command_id for stored in await world.store.unfinished_commands()] == ["back"]
+    assert {json.loads(held.message.body)["status"] for held in world.replies.ready} == {"accepted"}
+
+    world.control._carry_out = asked
+    async with world.running():
+        await world.answers("back", "done")
+    assert [command.command_id for command in world.done] == ["back", "back"]
 
 
 async def test_a_status_that_no_answer_has_room_for_says_where_to_look(world: World) -> None:

@@ -143,6 +143,28 @@ async def test_a_rollback_within_the_window_gives_the_new_adapter_up_and_goes_no
         assert (await store.aliases("S"))["lora-champion"] == second.model_id
 
 
+async def test_a_rollback_within_the_window_tells_what_it_brought_and_not_what_waited_behind_it(tmp_path: Path) -> None:
+    """It waited for the whole window of the next, and named that one. A second copy of it goes no step further."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), NoopApplicator()
+        first, second, third = [await registered(store, registry, tmp_path / "data", n) for n in (1, 2, 3)]
+        await applier_over(store, registry, applicator, 0).apply(first, by="trigger")
+        applier = applier_over(store, registry, applicator, 600)
+        applying = [asyncio.create_task(applier.apply_now(model, by="ben")) for model in (second, third)]
+        while await applicator.served("S") != second.sha256:  # noqa: ASYNC110 - it serves what it is told
+            await asyncio.sleep(0)
+        back = await asyncio.wait_for(applier.rollback("S", by="command c"), 5)
+        assert (back.model_id, back.previous_model_id) == (first.model_id, second.model_id)
+        with pytest.raises(ApplyFailed, match="given up"):
+            await applying[0]
+        applying[1].cancel()
+        await asyncio.wait(applying)
+        begun = await applier.begun_by("S", "command c")
+        assert begun is not None
+        assert await applier.end_of(*begun, by="command c") == back
+        assert await applier.begun_by("S", "command") is None
+
+
 async def test_a_rollback_within_the_window_whose_way_back_fails_says_so(tmp_path: Path) -> None:
     """Else somebody in trouble would think that it is over."""
     async with opened(tmp_path, "memory") as store:

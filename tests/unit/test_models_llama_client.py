@@ -171,3 +171,14 @@ def test_a_section_that_loads_runs_and_one_that_sleeps_is_ready(value: str, runn
     row = ListedModel("S@1", ModelStatus(value))
     assert (row.running, row.ready) == (running, ready)
     assert not ListedModel("a model of a server that is no router").running
+
+
+async def test_an_answer_that_is_nested_without_end_is_a_bad_answer(server: Server, client: LlamaClient) -> None:
+    """It was a fault of ours, and left an apply open that went live a minute later."""
+    client.url = server.url
+    server.answers = [says('{"x":' + "[" * 100_000)]
+    with pytest.raises(ApplyFailed, match="answers what we do not understand"):
+        await client.models()
+    server.answers = [says('{"x":' + "[" * 100_000, 500)]
+    with pytest.raises(ServerRefused):
+        await client.models()

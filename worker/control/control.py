@@ -27,6 +27,7 @@ from worker.control.admission import Admission
 from worker.control.operations import CommandRefused
 from worker.control.sparing import Sparing, TokenBucket
 from worker.errors import CommandFailed, DataRefused, NotFound, StoreError, StoreUnavailable, WorkerError
+from worker.models.applier import EndNotStored
 from worker.store.port import CommandLedger, StoredCommand
 from worker.wire.commands import (
     COMMANDS,
@@ -43,10 +44,6 @@ from worker.wire.reasons import Reason, Rejection
 log = structlog.get_logger(__name__)
 
 FinalStatus = Literal["done", "refused", "failed"]
-#: Done again after a crash, these give the same result: a run is found by its command's id, the rest settle.
-_REPEATABLE = frozenset(
-    {"train-now", "apply", "rebuild", "replay-quarantine", "pause", "resume", "list-dead", "replay-dead"}
-)
 
 #: How long a command waits for a store that is away, in s: as long as records do. Then the worker ends, and the broker
 #: hands the command to whoever is started next; kept unacknowledged by a worker that lives, it would be lost.
@@ -264,6 +261,11 @@ class Control:
             status, error = "refused", str(refused)
         except CommandFailed as failed:
             status, error, result = "failed", str(failed), failed.result
+        except EndNotStored as unknown:
+            # Neither failed nor done: as with an end that the store did not take, the next start says which.
+            log.warning("command_end_not_known", command_id=command.command_id, error=str(unknown))
+            self._waiting.pop(ledger_id, None)
+            return
         except WorkerError as failed:
             status, error = "failed", str(failed)
         except Exception as unexpected:
@@ -338,14 +340,12 @@ class Control:
             if disabled is not None:
                 result = {"reason": str(disabled.reason)}
                 await self._finish(command, stored.command_id, "refused", result, disabled.detail)
-            elif command.command in _REPEATABLE:
-                log.info("command_resumed", command=command.command, command_id=command.command_id)
-                self._start(self._execute(command, stored.command_id))
             elif command.command == "shutdown":
                 await self._finish(command, stored.command_id, "done", {"drained": False}, None)
             else:
-                error = "interrupted by a restart; look at `swarm-worker models history` before asking again"
-                await self._finish(command, stored.command_id, "failed", {}, error)
+                # Done again, all give the same result: runs and deployments are found by their command's id.
+                log.info("command_resumed", command=command.command, command_id=command.command_id)
+                self._start(self._execute(command, stored.command_id))
 
     def _ledger_id(self, command: Command) -> str:
         """Each worker has its own copy of a broadcast command, and its own answer."""

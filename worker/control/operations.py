@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -67,6 +69,11 @@ class Operations:
     dead: DeadLetters
     status: Callable[[], Awaitable[dict[str, Any]]]
     stop_and_drain: Callable[[str], Awaitable[bool]]
+    #: What an apply or rollback reads before it stands in the applier's own queue is read by one after the other, so
+    #: that who came first stands there first: after a start all that were interrupted come at once. By scenario.
+    _before_turns: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock), init=False)
+    #: One after the other too: of a pause of all scenarios and the release of one, the later has the last word on it.
+    _pausing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def carry_out(self, command: Command) -> dict[str, Any]:
         """Do it and say what came of it. Raises `CommandRefused`, `CommandFailed`, or another `WorkerError`."""
@@ -87,7 +94,8 @@ class Operations:
             case ListDead() | ReplayDead():
                 return await self._dead_letters(_scenario(command), args)
             case Pause(what=what) | Resume(what=what):
-                return await self._pause(command.scenario, what, paused=isinstance(args, Pause))
+                async with self._pausing:
+                    return await self._pause(command.scenario, what, paused=isinstance(args, Pause))
             case Status():
                 return await self.status()
             case Shutdown():
@@ -158,23 +166,31 @@ class Operations:
         }
 
     async def _apply(self, scenario: str, args: Apply, by: str) -> dict[str, Any]:
-        if (done := await self.applier.done_by(scenario, by)) is not None:
-            return plain(done)
-        name = args.model_id or (None if args.version is None else str(args.version))
-        model = await (
-            self.registry.candidate(scenario, args.kind) if name is None else self.registry.find(scenario, name)
-        )
-        _is_of(args.kind, model)
+        async with self._before_turns[scenario]:
+            begun = await self.applier.begun_by(scenario, by)
+            if begun is None:
+                name = args.model_id or (None if args.version is None else str(args.version))
+                model = await (
+                    self.registry.candidate(scenario, args.kind) if name is None else self.registry.find(scenario, name)
+                )
+                _is_of(args.kind, model)
+        if begun is not None:
+            return plain(await self.applier.end_of(*begun, by=by))
         result = await self.applier.apply_now(model, by=by, forced=args.force)
         if isinstance(result, ApplySkipped):
             raise CommandRefused(result.reason)
         return plain(result)
 
     async def _rollback(self, scenario: str, args: Rollback, by: str) -> dict[str, Any]:
-        to = None if args.model_id is None else await self.registry.find(scenario, args.model_id)
-        if to is not None:
-            _is_of(args.kind, to)
-        return plain(await self.applier.rollback(scenario, by=by, kind=args.kind, to=to))
+        async with self._before_turns[scenario]:
+            begun = await self.applier.begun_by(scenario, by)
+            to = None if args.model_id is None else await self.registry.find(scenario, args.model_id)
+            if to is not None:
+                _is_of(args.kind, to)
+            kind = args.kind or (await self.applier.changed_last(scenario) if to is None else to.kind)
+        if begun is not None:
+            return plain(await self.applier.end_of(*begun, by=by))
+        return plain(await self.applier.rollback(scenario, by=by, kind=kind, to=to))
 
     async def _replay(self, scenario: str, args: ReplayQuarantine) -> dict[str, Any]:
         counts = await replay_quarantine(

@@ -10,32 +10,41 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, ParamSpec, TypeAlias, TypeVar
 from uuid import uuid4
 
 import structlog
 from msgspec.structs import replace
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from worker import crash
-from worker.clock import Clock
-from worker.errors import ApplyFailed, DataRefused, NotFound, StoreUnavailable
+from worker.clock import Clock, after
+from worker.errors import ApplyFailed, DataRefused, NotFound, StoreError, StoreUnavailable
 from worker.models.announce import Announcer
 from worker.models.applicators.port import Applicator
-from worker.models.health_window import HealthWindow
-from worker.models.history import live_models, unfinished
+from worker.models.health_window import HealthWindow, was_given_up_by
+from worker.models.history import ended_after, live_models, unfinished
 from worker.models.registry import Registry
 from worker.store.port import Deployment, Model, ModelKind, ModelRegistry, OutboxEvent, alias_of
 from worker.wire.served import Endpoint
 
 log = structlog.get_logger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 ApplyMode: TypeAlias = Literal["manual", "auto"]
 
 #: Rows of the deployment log that history is read from.
 _LOG_ROWS = 1_000
+#: How long a beginning waits for a store that is away, in s: nothing has changed yet, so it may be told as failed.
+_PATIENCE_BEFORE = 20.0
+#: How long an end waits for it, in s, as long as records and commands do: what is served has changed already.
+_PATIENCE_AFTER = 600.0
+_NO_WAY_BACK = "and the way back failed"
 #: In texts for people.
 _NOUN: Mapping[ModelKind, str] = {"offline": "model", "lora": "adapter"}
 
@@ -64,6 +73,10 @@ ApplyResult: TypeAlias = Applied | ApplySkipped
 
 class NoPrevious(NotFound):
     """There is no earlier model to go back to."""
+
+
+class EndNotStored(StoreError):
+    """What is served has changed, and the store took no word of it: the row is `started`, and will be carried on."""
 
 
 @dataclass(slots=True)
@@ -111,6 +124,8 @@ class Applier:
         self._on_event = on_event
         self._new_id = new_id
         self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
+        #: Of adapters that are being given up in their health window, by scenario: the row's end and what came back.
+        self._given_up: dict[str, asyncio.Future[tuple[Deployment, Model | None]]] = {}
         #: Why a live model is not served, by what was seen last.
         self._unserved: dict[tuple[str, ModelKind], str] = {}
         self.stats = ApplierStats()
@@ -143,20 +158,31 @@ class Applier:
             previous = None if live is None or live.model_id == model.model_id else live.model_id
             return await self._deploy(self._new(model, previous, "apply", by=by, forced=forced), model)
 
-    async def done_by(self, scenario: str, by: str) -> Applied | None:
-        """What a command that is carried out once more, after a crash, had brought already; None where nothing.
+    async def begun_by(self, scenario: str, by: str) -> tuple[Deployment, Model] | None:
+        """The deployment, and its model, that a command had brought before a crash; None where nothing.
 
-        What it had only started is carried on first. Else a command that names no model would bring another one now.
+        Also one that it had given up. Carried out once more, it would bring another model now.
         """
-        rows = await self._store.deployments(scenario, limit=_LOG_ROWS)
-        for row in (row for row in rows if row.by == by and row.state != "failed"):
-            model = await self._registry.get(row.model_id)
-            if row.state == "started":
-                await self.reconcile(scenario, model.kind)
-            live = await self._registry.champion(scenario, model.kind)
-            if live is not None and live.model_id == model.model_id:
-                return Applied(row.model_id, row.previous_model_id, row.deployment_id, model.kind, row.detail)
+        for row in await self._store.deployments(scenario, limit=_LOG_ROWS):
+            if row.by == by or (row.state == "failed" and was_given_up_by(by, row.detail)):
+                return row, await self._registry.get(row.model_id)
         return None
+
+    async def end_of(self, row: Deployment, model: Model, *, by: str) -> Applied:
+        """Carry on what `begun_by` found, where a crash interrupted it, and say what came of it.
+
+        Raises `ApplyFailed`; `NoPrevious` for one that was given up and before which none was live.
+        """
+        if row.state == "started":
+            await self.reconcile(row.scenario, model.kind)
+            rows = await self._store.deployments(row.scenario, kind=model.kind, limit=_LOG_ROWS)
+            row = next(one for one in rows if one.deployment_id == row.deployment_id)
+        if row.by != by:
+            before = None if row.previous_model_id is None else await self._registry.get(row.previous_model_id)
+            return _went_back(row, model, before)
+        if row.state != "verified":
+            raise ApplyFailed(row.detail)
+        return Applied(row.model_id, row.previous_model_id, row.deployment_id, model.kind, row.detail)
 
     async def rollback(
         self, scenario: str, *, by: str, kind: ModelKind | None = None, to: Model | None = None
@@ -166,9 +192,9 @@ class Applier:
         Without `kind` and `to`: of the kind that was changed last. An adapter that is still in its health window is
         given up by it: what was live before is live again, and nothing earlier.
         """
-        if to is None and kind in (None, "lora") and (back := await self._give_up(scenario, by)) is not None:
+        kind = to.kind if to is not None else kind or await self.changed_last(scenario)
+        if to is None and kind == "lora" and (back := await self._give_up(scenario, by)) is not None:
             return back
-        kind = to.kind if to is not None else kind or await self._changed_last(scenario)
         async with self._turns[scenario, kind]:
             ids = await self.history(scenario, kind)
             earlier = ids[1:]
@@ -190,17 +216,15 @@ class Applier:
         watched = None if self._health_window is None else self._health_window.give_up(scenario, by)
         if watched is None:
             return None
-        async with self._turns[scenario, watched.kind]:  # until the way back is gone
-            live = await self._registry.champion(scenario, watched.kind)
-        if live is None:
-            raise NoPrevious(f"version {watched.version} of {scenario} was given up; no adapter was live before it")
-        rows = await self._store.deployments(scenario, kind=watched.kind, limit=_LOG_ROWS)
-        given_up = next(row for row in rows if row.model_id == watched.model_id)
-        if await self._applicator(watched.kind).served(scenario) != live.sha256:
-            raise ApplyFailed(given_up.detail)  # it was given up, and the way back failed
-        return Applied(live.model_id, watched.model_id, given_up.deployment_id, live.kind, given_up.detail)
+        # Until its way back is gone. Not until the turn is free: another apply may wait for that, and watch for long.
+        ended = self._given_up.setdefault(scenario, asyncio.get_running_loop().create_future())
+        row, restored = await asyncio.shield(ended)
+        return _went_back(row, watched, restored)
 
-    async def _changed_last(self, scenario: str) -> ModelKind:
+    async def changed_last(self, scenario: str) -> ModelKind:
+        """The kind that a rollback means which names none; an adapter in its health window is being changed now."""
+        if self._health_window is not None and self._health_window.watches(scenario):
+            return "lora"
         for row in await self._store.deployments(scenario, limit=_LOG_ROWS):
             if row.state == "verified":
                 return (await self._registry.get(row.model_id)).kind
@@ -222,10 +246,15 @@ class Applier:
         False where what should be live is not served: its server is away, or refuses it.
         """
         async with self._turns[scenario, kind]:
-            for deployment in unfinished(await self._store.deployments(scenario, kind=kind, limit=_LOG_ROWS)):
+            rows = await self._store.deployments(scenario, kind=kind, limit=_LOG_ROWS)
+            for deployment in unfinished(rows):
                 log.warning("deployment_resumed", scenario=scenario, deployment_id=deployment.deployment_id)
+                model = await self._registry.get(deployment.model_id)
                 try:
-                    await self._deploy(deployment, await self._registry.get(deployment.model_id))
+                    if (later := ended_after(deployment, rows)) is not None:
+                        await self._supersede(deployment, model, later)
+                    else:
+                        await self._deploy(deployment, model)
                 except DataRefused as error:  # another worker had only been frozen, and has ended it since we looked
                     log.warning("resumed_deployment_had_ended", scenario=scenario, error=str(error))
                 except ApplyFailed as error:  # the row, the event and the way back are done
@@ -236,7 +265,8 @@ class Applier:
                 return True
             applicator = self._applicator(kind)
             try:
-                served = await applicator.served(scenario)
+                with _faults_as_failures(applicator):
+                    served = await applicator.served(scenario)
                 if served != live.sha256:
                     log.warning("served_model_is_not_the_live_one", scenario=scenario, model_id=live.model_id)
                     self._unserved[scenario, kind] = (
@@ -276,19 +306,43 @@ class Applier:
         return self._applicators[kind]
 
     async def _deploy(self, started: Deployment, model: Model) -> Applied:
-        """Carry a deployment from `started` to its end. Raises `ApplyFailed` once the way back is gone."""
-        await self._write(started)
+        """Carry a deployment from `started` to its end. Raises `ApplyFailed` once the way back is gone.
+
+        And `EndNotStored`.
+        """
+        await self._while_store_is_away(_PATIENCE_BEFORE)(self._write, started)
         crash.point("apply_started")
         try:
             detail = await self._bring(model)
             # A rollback is not watched: what it goes back to was, and it must not take long.
             if self._health_window is not None and model.kind == "lora" and started.action == "apply":
-                await self._health_window.watch(self._applicator(model.kind), model)
+                applicator = self._applicator(model.kind)
+                with _faults_as_failures(applicator):
+                    await self._health_window.watch(applicator, model)
             endpoint = await self._endpoint(model)
         except ApplyFailed as error:
             await self._fail(started, model, str(error))
             raise
         crash.point("apply_brought")
+        verified = await self._end(self._verify, started, model, detail, endpoint)
+        self._unserved.pop((model.scenario, model.kind), None)
+        crash.point("apply_committed")
+        self._on_event()
+        if started.action == "apply":
+            self.stats.applied += 1
+        else:
+            self.stats.rolled_back += 1
+        log.info(
+            "model_live", scenario=model.scenario, kind=model.kind, action=started.action, model_id=model.model_id,
+            version=model.version, previous=started.previous_model_id, by=started.by, forced=started.forced,
+        )  # fmt: skip
+        try:
+            await self.retire(model.scenario, model.kind)
+        except (StoreError, OSError) as error:  # it is live; the next one's end retires what was left
+            log.warning("old_models_not_removed", scenario=model.scenario, error=str(error))
+        return Applied(model.model_id, started.previous_model_id, started.deployment_id, model.kind, verified.detail)
+
+    async def _verify(self, started: Deployment, model: Model, detail: str, endpoint: Endpoint | None) -> Deployment:
         now_ms = self._clock.now_ms()
         verified = replace(started, state="verified", at_ms=now_ms, detail=detail, target=_target(started, endpoint))
         champion, candidate, previous = (alias_of(name, model.kind) for name in ("champion", "candidate", "previous"))
@@ -305,26 +359,15 @@ class Applier:
             aliases[previous] = before[0] if before else None
             events = [self._announcer.rolled_back(verified, model, reason="rollback", endpoint=endpoint, now_ms=now_ms)]
         await self._write(verified, aliases, events)
-        self._unserved.pop((model.scenario, model.kind), None)
-        crash.point("apply_committed")
-        self._on_event()
-        if started.action == "apply":
-            self.stats.applied += 1
-        else:
-            self.stats.rolled_back += 1
-        log.info(
-            "model_live", scenario=model.scenario, kind=model.kind, action=started.action, model_id=model.model_id,
-            version=model.version, previous=started.previous_model_id, by=started.by, forced=started.forced,
-        )  # fmt: skip
-        await self.retire(model.scenario, model.kind)
-        return Applied(model.model_id, started.previous_model_id, started.deployment_id, model.kind, detail)
+        return verified
 
     async def _bring(self, model: Model) -> str:
         """Apply, then look at what is really served (a server may keep an older adapter and say 200)."""
         applicator = self._applicator(model.kind)
-        content = await self._registry.read(model)
-        detail = await applicator.apply(model, content)
-        served = await applicator.served(model.scenario)
+        with _faults_as_failures(applicator):
+            content = await self._registry.read(model)
+            detail = await applicator.apply(model, content)
+            served = await applicator.served(model.scenario)
         if served != model.sha256:
             raise ApplyFailed(
                 f"{applicator.target(model.scenario)} serves {served or 'no model'}, not {model.sha256} "
@@ -342,29 +385,46 @@ class Applier:
         moved = self._new(live, None, "apply", by="worker", forced=False)
         moved = replace(moved, state="verified", detail=detail, target=_target(moved, endpoint))
         event = self._announcer.applied(moved, live, endpoint=endpoint, now_ms=moved.at_ms)
-        await self._write(moved, None, [event])
+        await self._while_store_is_away(_PATIENCE_BEFORE)(self._write, moved, None, [event])
         self._on_event()
 
     async def _endpoint(self, model: Model) -> Endpoint | None:
         """Whom nodes ask for an adapter; None for a model of another kind. Raises `ApplyFailed`."""
-        return await asyncio.to_thread(self._endpoint_of, model) if model.kind == "lora" else None
+        with _faults_as_failures(self._applicator(model.kind)):
+            return await asyncio.to_thread(self._endpoint_of, model) if model.kind == "lora" else None
 
     async def _fail(self, started: Deployment, model: Model, reason: str) -> None:
-        """Put back what was live, and say so in row and events."""
+        """Put back what was live, and say so in row and events. Raises `EndNotStored`."""
         self.stats.failed += 1
-        live = await self._registry.champion(started.scenario, model.kind)
+        given_up = self._given_up.pop(started.scenario, None) if model.kind == "lora" else None
+        try:
+            failed, restored = await self._go_back(started, model, reason)
+        except BaseException as error:
+            if given_up is not None and isinstance(error, Exception):
+                given_up.set_exception(error)
+            raise
+        self._on_event()
+        log.error("apply_failed", scenario=started.scenario, model_id=started.model_id, detail=failed.detail)
+        if given_up is not None:
+            given_up.set_result((failed, restored))
+
+    async def _go_back(self, started: Deployment, model: Model, reason: str) -> tuple[Deployment, Model | None]:
+        """The row's end, and what is served again."""
+        live = await self._end(self._registry.champion, started.scenario, model.kind)
         detail = reason
         restored: Model | None = None
         endpoint: Endpoint | None = None
         try:
             if live is None:
-                await self._applicator(model.kind).withdraw(started.scenario)
+                applicator = self._applicator(model.kind)
+                with _faults_as_failures(applicator):
+                    await applicator.withdraw(started.scenario)
             else:
                 await self._bring(live)
                 endpoint = await self._endpoint(live)
                 restored = live
         except ApplyFailed as error:
-            detail = f"{reason}; and the way back failed: {error}"
+            detail = f"{reason}; {_NO_WAY_BACK}: {error}"
             if live is not None:
                 self._unserved[started.scenario, model.kind] = str(error)
         now_ms = self._clock.now_ms()
@@ -374,29 +434,72 @@ class Applier:
             events.append(
                 self._announcer.rolled_back(failed, restored, reason="apply_failed", endpoint=endpoint, now_ms=now_ms)
             )
-        await self._write(failed, None, events)
-        self._on_event()
-        log.error("apply_failed", scenario=started.scenario, model_id=started.model_id, detail=detail)
+        await self._end(self._write, failed, None, events)
+        return failed, restored
 
-    @retry(
-        retry=retry_if_exception_type(StoreUnavailable),
-        stop=stop_after_attempt(8),
-        wait=wait_exponential(multiplier=0.2, max=5),
-        reraise=True,
-    )
+    async def _supersede(self, started: Deployment, model: Model, later: Deployment) -> None:
+        """End what a later deployment has overtaken: that one had the last word on what is served, and keeps it."""
+        now_ms = self._clock.now_ms()
+        detail = (
+            f"it was interrupted, and a later {later.action} (deployment {later.deployment_id}) ended before it could "
+            "be carried on: what that left live stays"
+        )
+        failed = replace(started, state="failed", at_ms=now_ms, detail=detail)
+        await self._write(failed, None, [self._announcer.apply_failed(failed, model, now_ms=now_ms)])
+        self._on_event()
+        self.stats.failed += 1
+        log.warning("deployment_superseded", scenario=started.scenario, deployment_id=started.deployment_id)
+
     async def _write(
         self,
         deployment: Deployment,
         aliases: Mapping[str, str | None] | None = None,
         events: Sequence[OutboxEvent] = (),
     ) -> None:
-        """One transaction, tried again while the store is only busy."""
+        """One transaction."""
         await self._store.deploy(deployment, aliases=aliases or {}, events=events)
+
+    async def _end(self, end: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Read and write what ends a deployment, as soon as the store is there. Raises `EndNotStored`."""
+        try:
+            ended: T = await self._while_store_is_away(_PATIENCE_AFTER)(end, *args, **kwargs)
+        except StoreUnavailable as error:
+            raise EndNotStored(f"what is served has changed, and the store took no word of it: {error}") from error
+        return ended
+
+    def _while_store_is_away(self, seconds: float) -> AsyncRetrying:
+        return AsyncRetrying(
+            stop=after(self._clock, seconds),
+            wait=wait_exponential(multiplier=0.2, max=5),
+            retry=retry_if_exception_type(StoreUnavailable),
+            reraise=True,
+        )
 
     def _skip(self, model: Model, reason: str) -> ApplySkipped:
         self.stats.skipped += 1
         log.info("apply_skipped", scenario=model.scenario, model_id=model.model_id, reason=reason)
         return ApplySkipped(model.model_id, reason)
+
+
+@contextmanager
+def _faults_as_failures(applicator: Applicator) -> Iterator[None]:
+    """A fault of an applicator's own ends a deployment as a refusal does: left open, it went live later by itself."""
+    try:
+        yield
+    except ApplyFailed:
+        raise
+    except Exception as fault:
+        log.exception("applicator_broke", applicator=applicator.name)
+        raise ApplyFailed(f"{applicator.name} broke: {type(fault).__name__}: {fault}; see the worker's log") from fault
+
+
+def _went_back(given_up: Deployment, model: Model, restored: Model | None) -> Applied:
+    """What a rollback brought that gave an adapter up in its health window. Raises `NoPrevious`, `ApplyFailed`."""
+    if _NO_WAY_BACK in given_up.detail:
+        raise ApplyFailed(given_up.detail)
+    if restored is None:
+        raise NoPrevious(f"version {model.version} of {model.scenario} was given up; no adapter was live before it")
+    return Applied(restored.model_id, model.model_id, given_up.deployment_id, model.kind, given_up.detail)
 
 
 def _target(deployment: Deployment, endpoint: Endpoint | None) -> str:

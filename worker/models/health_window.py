@@ -18,6 +18,12 @@ from worker.store.port import Model
 #: Looks in a row without an answer that are forgiven: a server that is busy is not a server that is broken.
 _FORGIVEN: Final = 2
 _MOST_SECONDS_BETWEEN: Final = 5.0
+_GIVEN_UP: Final = "was given up in its health window by"
+
+
+def was_given_up_by(by: str, detail: str) -> bool:
+    """Whether `detail` of a failed deployment says that `by` gave it up."""
+    return f"{_GIVEN_UP} {by};" in f"{detail};"  # more may follow, of the way back
 
 
 @dataclass(slots=True)
@@ -36,6 +42,10 @@ class HealthWindow:
         self._clock = clock
         self._every = min(_MOST_SECONDS_BETWEEN, seconds / 10)
         self._watched: dict[str, _Watched] = {}
+
+    def watches(self, scenario: str) -> bool:
+        """Whether a model of the scenario is being watched."""
+        return scenario in self._watched
 
     def give_up(self, scenario: str, by: str) -> Model | None:
         """End the watch of a scenario's model as failed, since somebody says so; the model, None where none is."""
@@ -75,9 +85,7 @@ class HealthWindow:
 
     def _refuse_given_up(self, watched: _Watched) -> None:
         if watched.given_up.is_set():
-            raise ApplyFailed(
-                f"version {watched.model.version} was given up in its health window by {watched.given_up_by}"
-            )
+            raise ApplyFailed(f"version {watched.model.version} {_GIVEN_UP} {watched.given_up_by}")
 
     def _what(self, applicator: Applicator, model: Model) -> str:
         return (

@@ -29,3 +29,13 @@ def live_models(newest_first: Sequence[Deployment], *, depth: int) -> list[str]:
 def unfinished(newest_first: Iterable[Deployment]) -> list[Deployment]:
     """Deployments that a crash left `started`, oldest first."""
     return [deployment for deployment in newest_first if deployment.state == "started"][::-1]
+
+
+def ended_after(deployment: Deployment, newest_first: Iterable[Deployment]) -> Deployment | None:
+    """The newest deployment that began after this one and has ended, of rows of one kind."""
+    for row in newest_first:
+        if row.deployment_id == deployment.deployment_id:
+            return None
+        if row.state != "started":
+            return row
+    return None

@@ -112,7 +112,7 @@ class InferenceClient:
         """An answer as JSON of a known form. Raises `ApplyFailed`."""
         try:
             return msgspec.json.decode(text, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested without end
             raise ApplyFailed(f"{self.shown} answers what we do not understand: {error}") from error
 
     async def close(self) -> None:
@@ -152,7 +152,7 @@ class InferenceClient:
     def _refused(self, method: str, path: str, status: int, text: bytes) -> ServerRefused:
         try:
             reason = msgspec.json.decode(text, type=_Refusal).error.message
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             reason = text.decode(errors="replace")
         said = f": {redact(reason[:_REASON_LENGTH])}" if reason else ""
         return ServerRefused(f"{self.shown} refused {method} {path.partition('?')[0]} with HTTP {status}{said}", status)
