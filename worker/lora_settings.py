@@ -38,7 +38,10 @@ class LoraSettings(BaseSettings):
     lora_dpo_beta: float = Field(0.1, gt=0, description="how strongly dpo holds on to the base model")
     lora_min_examples: int = Field(20, ge=1, description="fewer examples are not trained on")
     lora_max_episodes: int = Field(
-        20_000, ge=1, description="newest episodes of each learn model that a training takes its examples from"
+        20_000,
+        ge=1,
+        description="most episodes of each learn model that a training looks at: the newest by the records' "
+        "timestamp_ms, and where they have none by when they came in",
     )
 
     # -- how

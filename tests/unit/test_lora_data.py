@@ -149,6 +149,26 @@ async def test_the_same_records_in_any_order_give_the_same_files(tmp_path: Path)
     assert len(set(found)) == 2
 
 
+async def test_the_newest_by_their_own_time_are_the_same_in_any_order(tmp_path: Path) -> None:
+    """Some of one millisecond, and some that come in twice."""
+    batches = [task(f"t{n}", target=f"x{n}", timestamp_ms=1_000 + n // 4) for n in range(40)]
+    config = msgspec.structs.replace(SFT, max_episodes=10)
+    found = []
+    for attempt in range(3):
+        order = list(enumerate([*batches, *batches[:20]]))
+        random.Random(attempt).shuffle(order)
+        directory = tmp_path / str(attempt)
+        make_private_directory(directory)
+        async with opened(directory) as store:
+            for place, (seq, records) in enumerate(order):
+                await tell(store, records, seq=seq, at_ms=2_000 + place)
+            await project(store)
+            train, held_out, _ = await written(store, directory / "data", config)
+            assert {int(row.prompt.split()[1][1:]) for row in train + held_out} <= set(range(28, 40))
+            found.append([(directory / "data" / name).read_bytes() for name in (TRAIN_FILE, MANIFEST_FILE)])
+    assert found[0] == found[1] == found[2]
+
+
 async def test_one_producer_does_not_decide_what_is_taught(tmp_path: Path) -> None:
     """Rows that it alone tells are cut to its share, and what it repeats counts once."""
     async with opened(tmp_path) as store:

@@ -1,7 +1,7 @@
 """What a LoRA training sees, frozen: files in the run's directory, the same at every attempt.
 
 `input.json` is the head; the examples lie beside it, a row a line, in an order that follows from what they say, so that
-the same records in any order of arrival give the same files. The child gets these files and nothing else.
+the same records in any order of arrival give the same files (see `LoraManifest`). The child gets nothing else.
 """
 
 from __future__ import annotations

@@ -26,7 +26,11 @@ class ManifestFile(Struct, frozen=True, kw_only=True):
 
 
 class LoraManifest(Struct, frozen=True, kw_only=True):
-    """Follows from the data and the settings alone: the same records in any order give the same manifest."""
+    """Follows from the data and the settings alone: the same records in any order give the same manifest.
+
+    Where there are more than `max_episodes` that holds for records with a `timestamp_ms`: newest among others are those
+    that came in last.
+    """
 
     format: int = 1
     scenario: str
