@@ -19,9 +19,10 @@ from worker import crash
 from worker.errors import ApplyFailed
 from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
-from worker.models.applicators.own_server import OwnServer
+from worker.models.applicators.own_server import OwnServer, PortTaken
 from worker.models.applicators.probe import ProbeResult
 from worker.models.applicators.server_state import Colour, Pair, ServerState, other
+from worker.models.applicators.strangers import withdraw_from_strangers
 from worker.models.applicators.versions import decoded, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint, ServedModel
@@ -79,6 +80,9 @@ class BlueGreenApplicator:
             log.info("adapter_switched", scenario=model.scenario, model=name, server=pair.active, detail=answers.detail)
             self._pair = pair.releasing()
             await self._release(pair.standby)
+        except PortTaken:
+            await withdraw_from_strangers(self._documents, model.scenario, self._servers.values())
+            raise
         finally:
             self._pair = None
         return answers.detail
@@ -87,7 +91,9 @@ class BlueGreenApplicator:
         try:
             document = await asyncio.to_thread(self._documents.read, scenario)
             colour = self._colour(document)
-            return None if colour is None else await self._servers[colour].served(document)
+            if document is None or colour is None:
+                return None
+            return await self._servers[colour].served(document, self._documents.adapter_file(document))
         except (DocumentDamaged, AdapterUnreadable):
             return "unreadable"  # no hash equals it
 

@@ -16,8 +16,9 @@ from msgspec import UnsetType
 
 from worker.durable import make_private_directory, read_file, replace_file, sync_directory
 from worker.errors import ApplyFailed
+from worker.models.adapter import ADAPTER_DIR, GGUF_FILE
 from worker.models.applicators.port import served_document
-from worker.models.files import MODEL_LIMIT
+from worker.models.files import MODEL_LIMIT, ModelFiles
 from worker.store.port import Model
 from worker.wire.names import is_slug
 from worker.wire.served import Endpoint, ServedModel
@@ -39,6 +40,7 @@ class CurrentDocuments:
 
     def __init__(self, data_dir: Path, kind: Literal["offline", "lora"]) -> None:
         self._folder = data_dir.resolve() / "current"
+        self._files = ModelFiles(data_dir)
         self._ending = ".json" if kind == "offline" else ".lora.json"
 
     def path(self, scenario: str) -> Path:
@@ -70,6 +72,10 @@ class CurrentDocuments:
         except (OSError, ValueError, RecursionError) as error:  # a link, no file, none of our documents
             log.warning("document_unreadable", path=str(path), error=str(error))
             raise DocumentDamaged(f"{path} is no document of ours: {error}; apply a version again") from error
+
+    def adapter_file(self, document: ServedModel) -> Path:
+        """Where the adapter that it names lies now, as llama.cpp loads it: not where `uri` says, if that was moved."""
+        return self._files.directory(document.scenario, document.model_version) / ADAPTER_DIR / GGUF_FILE
 
     def endpoint_of(self, model: Model) -> Endpoint | None:
         """Whom nodes are to ask for `model`; None where the document names another model, or no server."""

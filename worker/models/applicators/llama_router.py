@@ -118,6 +118,8 @@ class LlamaRouterApplicator:
         listed = await self._look(name)
         if listed is None or listed.option("--model") != str(self._base):
             return None
+        if listed.option("--lora") != str(self._documents.adapter_file(document)):  # a copy, which may be another by now
+            return f"something else ({listed.option('--lora')})"
         try:
             answers = await probe(self._client, expected, name)
         except ServerRefused as error:

@@ -17,8 +17,9 @@ from worker import crash
 from worker.errors import ApplyFailed
 from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
-from worker.models.applicators.own_server import OwnServer
+from worker.models.applicators.own_server import OwnServer, PortTaken
 from worker.models.applicators.probe import ProbeResult
+from worker.models.applicators.strangers import withdraw_from_strangers
 from worker.models.applicators.versions import decoded, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
@@ -45,7 +46,11 @@ class LlamaServerApplicator:
         command = self._server.command(name, adapter_directory(model) / GGUF_FILE)
         answers = await self._server.holds(command, adapter)
         if answers is None:
-            answers = await self._exchange(command, adapter)
+            try:
+                answers = await self._exchange(command, adapter)
+            except PortTaken:
+                await withdraw_from_strangers(self._documents, model.scenario, [self._server])
+                raise
         endpoint = Endpoint(url=self._server.url, model=name)
         await asyncio.to_thread(self._documents.write, model, content, endpoint)
         crash.point("pointer_moved")
@@ -54,7 +59,8 @@ class LlamaServerApplicator:
 
     async def served(self, scenario: str) -> str | None:
         try:
-            return await self._server.served(await asyncio.to_thread(self._documents.read, scenario))
+            document = await asyncio.to_thread(self._documents.read, scenario)
+            return await self._server.served(document, self._documents.adapter_file(document) if document else None)
         except (DocumentDamaged, AdapterUnreadable):
             return "unreadable"  # no hash equals it
 

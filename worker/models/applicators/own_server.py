@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at a server.
 _LOOK_SECONDS = 0.05
+#: Seconds for a connection on this machine.
+_CONNECT_SECONDS = 2.0
 #: Seconds until a large base is in memory; one that cannot load it ends at once, and that is seen.
 _START_SECONDS = 600.0
 #: Seconds after SIGTERM. One without requests ends in a tenth of that, one with requests never.
@@ -43,6 +45,10 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to recognise 
 #: What of our environment a server may need; all else may be a secret. LLAMA_ARG_... are its options.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 _ENVIRONMENT_PREFIXES = ("LLAMA_ARG_", "GGML_", "OMP_", "CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_")
+
+
+class PortTaken(ApplyFailed):
+    """Somebody answers where our server would, and it is not ours: nobody may be sent there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +124,7 @@ class OwnServer:
         Raises `ApplyFailed`; then it may run.
         """
         if await self.runs() != command:
-            await self._process.start(command, self._environment())
+            await self._start(command)
         await self._until_ready(command)
         crash.point("adapter_loaded")
         answers = await probe(self.client, adapter, None)
@@ -129,11 +135,25 @@ class OwnServer:
 
     async def bring_back(self, command: list[str]) -> None:
         """Start what ran before, as it was. Another must have been stopped. Raises `ApplyFailed`."""
-        await self._process.start(command, self._environment())
+        await self._start(command)
         await self._until_ready(command)
 
-    async def served(self, document: ServedModel | None) -> str | None:
-        """What an applicator's `served` says of the document that names this server; found by asking the server."""
+    async def lost_to_another(self, document: ServedModel, adapter: Path) -> bool:
+        """Whether it names this server, which is gone, and what answers in its place has another adapter than this."""
+        if document.endpoint == UNSET or document.endpoint.url != self.url or await self.runs() is not None:
+            return False
+        try:
+            return await self._port_answers() and not await self._in_force(
+                self.command(document.endpoint.model, adapter)
+            )
+        except ApplyFailed:  # no llama-server, or the adapter's file is gone
+            return True
+
+    async def served(self, document: ServedModel | None, adapter: Path | None) -> str | None:
+        """What an applicator's `served` says of the document that names this server; found by asking the server.
+
+        `adapter` is where the file lies now that the document means: a copy that lies elsewhere may be another by now.
+        """
         if document is None or document.endpoint == UNSET or document.endpoint.url != self.url:
             return None
         content = bytes(document.model)
@@ -142,6 +162,8 @@ class OwnServer:
             return None
         if _option(command, "--alias") != document.endpoint.model:
             return f"something else ({_option(command, '--alias')})"
+        if _option(command, "--lora") != str(adapter):
+            return f"something else ({_option(command, '--lora')})"
         answers = await self.serves(command, decode(content))
         if answers is None:
             return None
@@ -176,6 +198,32 @@ class OwnServer:
         """Release connections; the server goes on."""
         await self.client.close()
         await self._stranger.close()
+
+    async def _start(self, command: list[str]) -> None:
+        """Raises `ApplyFailed`; `PortTaken` where it would be in vain."""
+        if await self._port_answers():
+            raise PortTaken(
+                f"port {self._port} answers at {self.client.shown} already, and it is no server of "
+                f"{self._process.pid_file}: another program has it, or that file was removed while our server ran; "
+                f"find it with: ss -ltnp 'sport = :{self._port}', and stop it, or choose another port"
+            )
+        try:
+            await self._process.start(command, self._environment())
+        except OSError as error:  # no descriptor, process or memory is left for it
+            raise ApplyFailed(
+                f"{command[0]} (SWARM_LLAMA_SERVER_PATH) cannot be started: {error}; see what the worker may use in "
+                "/proc/<its pid>/limits, and raise its limits of open files and processes"
+            ) from error
+
+    async def _port_answers(self) -> bool:
+        host = _WILDCARDS.get(self._options.host, self._options.host)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, writer = await asyncio.open_connection(host, self._port)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
 
     async def _until_ready(self, command: list[str]) -> None:
         """Raises `ApplyFailed` where it ends or takes too long."""
