@@ -138,7 +138,7 @@ async def vllm_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
 async def router_world(data_dir: Path) -> AsyncIterator[AdapterWorld]:
     """A router, played by `FakeLlamaRouter`."""
     preset = PresetFile(data_dir / "preset.ini")
-    preset.create()
+    preset.create(data_dir / "base.gguf")
     async with FakeLlamaRouter(preset.path, api_key=SECRET) as server:
         yield ServerWorld(
             data_dir,

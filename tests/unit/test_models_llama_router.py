@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.contract.adapter_building import PROMPT, Registered, register
+from tests.contract.adapter_building import BASE_ANSWER, PROMPT, Registered, register
 from tests.contract.fake_llama_router import FakeLlamaRouter
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
 from worker.models.applicators.inference_client import ServerRefused, ServerUnreachable
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.llama_router import LlamaRouterApplicator
-from worker.models.applicators.router_preset import PresetFile
+from worker.models.applicators.router_preset import BASE, PresetFile
 
 KEY = "canary-key"
 
@@ -63,7 +63,7 @@ class World:
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """A router with a key."""
     preset = PresetFile(tmp_path / "preset.ini")
-    preset.create()
+    preset.create(tmp_path / "base.gguf")
     server = FakeLlamaRouter(preset.path, api_key=KEY)
     await server.start()
     made = World(tmp_path, server)
@@ -162,7 +162,7 @@ async def test_what_a_failed_swap_left_is_gone_after_the_way_back(world: World, 
         await world.apply(two)
     await world.apply(one)
     assert world.server.loaded() == ["S@1"]
-    assert list(world.server.models) == ["S@1"]
+    assert list(world.server.models) == [BASE, "S@1"]
 
 
 async def test_scenarios_that_are_applied_at_once_all_come_into_the_preset(world: World, tmp_path: Path) -> None:
@@ -244,3 +244,28 @@ def _pointed(data_dir: Path) -> str:
     assert current is not None
     assert current.endpoint is not None
     return current.endpoint.model
+
+
+async def test_the_base_makes_room_for_adapters_and_comes_back_when_it_is_asked(world: World, tmp_path: Path) -> None:
+    """It takes a process once somebody asks for it; a router of one place more than scenarios swaps all the same."""
+    world.server.models_max = 2
+    one, two = register(tmp_path, 1), register(tmp_path, 2)
+    assert world.server.loaded() == []
+    await world.client.complete(BASE, PROMPT, max_tokens=4)
+    await world.apply(one)
+    assert world.server.loaded() == ["S@1", BASE]
+    await world.apply(two)
+    assert world.server.loaded() == ["S@2"]
+    assert await world.client.complete(BASE, PROMPT, max_tokens=4) == BASE_ANSWER
+    assert world.server.loaded() == ["S@2", BASE]
+
+
+async def test_a_base_that_is_its_owners_is_not_unloaded(world: World, tmp_path: Path) -> None:
+    world.server.models_max = 2
+    world.server.preset.write_text("[base]\nmodel = /models/mine.gguf\n")
+    await world.client.models(reload=True)
+    await world.client.complete(BASE, PROMPT, max_tokens=4)
+    await world.apply(register(tmp_path, 1))
+    with pytest.raises(ApplyFailed, match="its --models-max"):
+        await world.apply(register(tmp_path, 2))
+    assert BASE in world.server.loaded()

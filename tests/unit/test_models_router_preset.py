@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import ApplyFailed
-from worker.models.applicators.router_preset import EMPTY, PresetFile, Section, changed, section_text
+from worker.models.applicators.router_preset import BASE, EMPTY, PresetFile, Section, changed, section_text, with_base
 from worker.models.applicators.versions import belongs_to, served_name
 
 THEIRS = """version = 1  ; of the format
@@ -84,13 +84,29 @@ def test_a_path_that_the_file_cannot_hold_is_refused(path: str) -> None:
 def test_the_file_is_made_once_and_not_overwritten(tmp_path: Path) -> None:
     file = PresetFile(tmp_path / "etc" / "preset.ini")
     assert file.read() == EMPTY
-    file.create()
-    assert file.path.read_text() == EMPTY
+    base = Path("/models/base.gguf")
+    file.create(base)
+    assert file.path.read_text() == f"{EMPTY}[base]\nmodel = /models/base.gguf\n\n"
     file.write(THEIRS)
-    file.create()
-    assert file.read() == THEIRS
+    file.create(base)
+    assert file.read().startswith(THEIRS)
+    assert section_text(file.read(), BASE) == "[base]\nmodel = /models/base.gguf\n\n"
     assert file.path.stat().st_mode & 0o777 == 0o644
     assert list(file.path.parent.iterdir()) == [file.path]
+
+
+def test_the_base_can_be_asked_alone_and_follows_its_setting() -> None:
+    """Before the first adapter there was nobody to ask, and so nothing to learn from."""
+    one, two = Path("/models/one.gguf"), Path("/models/two.gguf")
+    preset = changed(with_base(THEIRS, one), "S", keep=(), put=section(1))
+    assert with_base(preset, one) == preset
+    assert with_base(preset, two) == preset.replace("/models/one.gguf", "/models/two.gguf")
+    assert changed(preset, "S", keep=()) == with_base(THEIRS, one)
+
+
+def test_a_base_section_of_the_owners_stays_as_it_is() -> None:
+    theirs = f"{THEIRS}[base]\nmodel = /models/mine.gguf\nctx-size = 64\n"
+    assert with_base(theirs, Path("/models/one.gguf")) == theirs
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named_with_its_setting(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def offline_applicator(settings: Settings) -> Applicator:
 def lora_applicator(settings: Settings) -> Applicator:
     """How adapters reach the inference server; `serving_faults` has found nothing wrong with the settings.
 
-    Makes the router's preset where there is none: no router starts without. Raises `ApplyFailed` where it cannot.
+    Sees to the router's preset: without one no router starts, nor has the base. Raises `ApplyFailed` where it cannot.
     """
     match settings.lora_applicator:
         case "files":
@@ -80,7 +80,7 @@ def _router(settings: Settings) -> LlamaRouterApplicator:
     if settings.llama_preset is None or base is None:
         raise ConfigurationError("SWARM_LORA_APPLICATOR: llama_router needs SWARM_LLAMA_PRESET and a GGUF base")
     preset = PresetFile(settings.llama_preset)
-    preset.create()
+    preset.create(base)
     return LlamaRouterApplicator(
         LlamaClient(settings.llama_url, settings.llama_api_key),
         preset=preset,

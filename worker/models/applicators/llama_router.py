@@ -7,7 +7,8 @@ swap, so that the router loads it again for somebody who read the pointer just b
 before a crash; the same apply again finds what is done and does the rest.
 
 One process runs for each version in use, and two for a scenario during a swap: N must be at least the number of
-scenarios plus one. With --no-models-autoload, whoever asks late for the version before is refused.
+scenarios plus one. The base alone, `base`, has a process once somebody asks for it; with N one larger it keeps that.
+With --no-models-autoload, whoever asks late for the version before is refused.
 """
 
 # ruff: noqa: D102 - the methods are the port's, documented there
@@ -29,7 +30,7 @@ from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.inference_client import ServerRefused
 from worker.models.applicators.llama_client import ListedModel, LlamaClient
 from worker.models.applicators.probe import probe
-from worker.models.applicators.router_preset import PresetFile, Section, changed, section_text
+from worker.models.applicators.router_preset import BASE, PresetFile, Section, changed, section_text
 from worker.models.applicators.versions import belongs_to, decoded, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
@@ -91,6 +92,8 @@ class LlamaRouterApplicator:
         await self._release_others(model.scenario, but={name, before})
         await self._put(model.scenario, Section(name, self._base, file), keep={before})
         crash.point("adapter_listed")
+        if props.models_autoload:
+            await self._make_room(name, limit=props.max_instances)
         await self._load(name, file, limit=props.max_instances)
         crash.point("adapter_loaded")
         answers = await probe(self._client, document, name)
@@ -118,8 +121,6 @@ class LlamaRouterApplicator:
         listed = await self._look(name)
         if listed is None or listed.option("--model") != str(self._base):
             return None
-        if listed.option("--lora") != str(self._documents.adapter_file(document)):  # a copy, which may be another by now
-            return f"something else ({listed.option('--lora')})"
         try:
             answers = await probe(self._client, expected, name)
         except ServerRefused as error:
@@ -170,6 +171,14 @@ class LlamaRouterApplicator:
                 f"{self._client.shown} does not list {section.name}; "
                 f"is {self._preset.path} (SWARM_LLAMA_PRESET) its --models-preset?"
             )
+
+    async def _make_room(self, name: str, *, limit: int) -> None:
+        """Unload the base alone where there is no room beside it: who asks for it gets it loaded again."""
+        running = [each.id for each in await self._client.models() if each.running and each.id != name]
+        if 0 < limit <= len(running) and BASE in running:
+            preset = await asyncio.to_thread(self._preset.read)
+            if section_text(preset, BASE) == Section(BASE, self._base).text():  # else it is its owner's
+                await self._release([BASE])
 
     async def _load(self, name: str, file: Path, *, limit: int) -> None:
         """Have the router run `name`, with `file`; its own way to make room would stop somebody else's model."""

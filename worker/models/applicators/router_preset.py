@@ -1,7 +1,8 @@
 """The preset file of a llama-server router (`--models-preset`): a section for each adapter version, `[S@17]`.
 
-Only the sections of scenarios that we apply adapters for are ours. What else is in the file (`[*]` with options for
-all, sections of other models, comments between sections) is its owner's and stays as it is, byte by byte. A section
+Only the sections of scenarios that we apply adapters for are ours, and `[base]`, the model without any, which nodes ask
+before there is an adapter; one of that name that says more is its owner's. What else is in the file (`[*]` with options
+for all, sections of other models, comments between sections) is its owner's and stays as it is, byte by byte. A section
 ends with its last option and the empty line after it.
 """
 
@@ -18,11 +19,14 @@ from worker.models.applicators.versions import belongs_to
 
 #: A preset without anything, which a router can start on.
 EMPTY = "version = 1\n"
+#: The section of the base alone. No scenario's version has this name, since those have an @.
+BASE = "base"
 
 _HEADER = re.compile(r"\[[ \t]*(?P<name>[^]\n]*?)[ \t]*\]")
 #: The parser takes ; and # for a comment wherever they stand, and knows no quotes; --lora splits at commas. The last
 #: ones are bytes that are no UTF-8.
 _UNWRITABLE = re.compile(r"""[;#,"\\\r\n\udc80-\udcff]|^\s|\s$""")
+_OUR_BASE = re.compile(r"\[base\]\nmodel = [^\n]*\n\s*")
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
 
 #: Empty lines and comments.
@@ -36,21 +40,22 @@ _MODE = 0o644
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One adapter on its base."""
+    """One adapter on its base, or the base alone."""
 
     name: str
     model: Path
-    lora: Path
+    lora: Path | None = None
 
     def text(self) -> str:
         """As it stands in the file. Raises `ApplyFailed` for a path that the file's syntax cannot hold."""
         for path in (self.model, self.lora):
-            if not fits_into_preset(path):
+            if path is not None and not fits_into_preset(path):
                 raise ApplyFailed(
                     f'a preset of llama-server cannot hold the path {str(path)!r}: no ; # , " \\ or line break, and no '
                     "blank at an end; move it"
                 )
-        return f"[{self.name}]\nmodel = {self.model}\nlora = {self.lora}\n\n"
+        lora = "" if self.lora is None else f"lora = {self.lora}\n"
+        return f"[{self.name}]\nmodel = {self.model}\n{lora}\n"
 
 
 def fits_into_preset(path: Path) -> bool:
@@ -73,6 +78,16 @@ def changed(preset: str, scenario: str, *, keep: Collection[str | None], put: Se
     return text
 
 
+def with_base(preset: str, base: Path) -> str:
+    """The preset with the section of the base alone. It takes no memory until somebody asks for it."""
+    section, there = Section(BASE, base).text(), section_text(preset, BASE)
+    if there is None:
+        return f"{preset}{'' if preset.endswith(chr(10)) else chr(10)}{section}"
+    if _OUR_BASE.fullmatch(there) is None:
+        return preset
+    return "".join(section if name == BASE else block for name, block in _blocks(preset))
+
+
 def section_text(preset: str, name: str) -> str | None:
     """A section as it stands in the file."""
     return next((block for each, block in _blocks(preset) if each == name), None)
@@ -84,10 +99,12 @@ class PresetFile:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
 
-    def create(self) -> None:
-        """Make an empty one where there is none: a router does not start without. Raises `ApplyFailed`."""
-        if not self.path.exists():
-            self.write(EMPTY)
+    def create(self, base: Path) -> None:
+        """Have one with the base's section: no router starts without a file. Raises `ApplyFailed`."""
+        preset = self.read()
+        text = with_base(preset, base)
+        if text != preset:
+            self.write(text)
 
     def read(self) -> str:
         """What is in it, or would be. Raises `ApplyFailed`."""
