@@ -124,7 +124,12 @@ class Worker:
         named: dict[Path, str] = {}
         for setting, place in places.items():
             if place is not None:
-                named.setdefault(place.resolve(), setting)
+                named.setdefault(place.resolve() / "worker.lock", setting)
+        lora = parse_mode(settings.processor_mode) is not ProcessorMode.OFFLINE
+        if lora and settings.lora_applicator == "llama_router" and settings.llama_preset is not None:
+            # Two who write the preset undo each other's sections (1 swap of 24): one worker serves all its scenarios.
+            preset = settings.llama_preset.absolute()
+            named[preset.parent.resolve() / f"{preset.name}.lock"] = "SWARM_LLAMA_PRESET"
         return _alone_in(named)
 
     async def run(self) -> None:
@@ -259,19 +264,18 @@ def _alone_in(places: Mapping[Path, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(data_dir: Path, setting: str) -> Iterator[None]:
-    """Share a directory with no other worker, whatever its store: a start clears away what a run of another wrote.
+def _locked(path: Path, setting: str) -> Iterator[None]:
+    """Share a directory, or a preset, with no other worker, whatever its store: a start clears away what a run of another wrote.
 
     And the quarantine's files are named by the numbers of one store.
     """
-    lock = FileLock(data_dir / "worker.lock")
+    lock = FileLock(path)
+    used = path.parent if path.name == "worker.lock" else path.with_suffix("")
     try:
-        make_private_directory(data_dir)
+        make_private_directory(path.parent)
         lock.acquire()
     except InUse as holder:
-        raise ConfigurationError(
-            f"the directory {data_dir} is in use by {holder}; give this worker a {setting} of its own"
-        ) from holder
+        raise ConfigurationError(f"{used} is in use by {holder}; give this worker a {setting} of its own") from holder
     except OSError as error:
         raise ConfigurationError(
             f"{lock.path} cannot be opened ({error.strerror}); make {setting} writable, and the lock no link"
