@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -174,6 +174,26 @@ async def test_the_server_before_is_started_again_where_the_new_adapter_is_no_go
     before = world.blue.command
     world.blue.refuse_new = True
     with pytest.raises(ApplyFailed, match=r"ended at its start: failed to load lora adapter.*base\.gguf"):
+        await apply(world.restarting, register(world.data_dir, 2))
+    assert world.blue.command == before
+    assert await world.restarting.served("S") == one.model.sha256
+
+
+async def test_the_server_before_is_started_again_where_nothing_is_left_to_start_the_new_one_with(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of descriptors for a moment, the worker had stopped the old one, and nobody was served."""
+    one = register(world.data_dir, 1)
+    await apply(world.restarting, one)
+    before, process = world.blue.command, world.own["blue"]._process
+    start = process.start
+
+    async def once(command: Sequence[str], environment: Mapping[str, str]) -> None:
+        monkeypatch.setattr(process, "start", start)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(process, "start", once)
+    with pytest.raises(ApplyFailed, match=r"cannot be started: .*Too many open files; .*limits of open files"):
         await apply(world.restarting, register(world.data_dir, 2))
     assert world.blue.command == before
     assert await world.restarting.served("S") == one.model.sha256
