@@ -265,7 +265,7 @@ def _alone_in(places: Mapping[Path, str]) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, setting: str) -> Iterator[None]:
-    """Share a directory, or a preset, with no other worker, whatever its store: a start clears away what a run of another wrote.
+    """Share a directory, or a preset, with no other worker: a start clears away what a run of another wrote.
 
     And the quarantine's files are named by the numbers of one store.
     """
