@@ -289,6 +289,9 @@ def load_settings(**flags: Any) -> Settings:
             name, *inside = map(str, problem["loc"] or ("",))
             place = ", ".join([f"SWARM_{name.upper()}", *inside])
             text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "literal_error":
+                choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+                text = f"{problem['input']!r} is unknown; choose from {', '.join(choices)}"
             if problem["type"] == "tuple_type":
                 text = 'write a list, such as ["one", "two"]'
             # What concerns more than one setting names them itself.

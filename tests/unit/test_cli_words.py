@@ -46,6 +46,7 @@ def test_a_setting_is_written_as_it_is_set(name: str, value: object, text: str) 
 def test_help_says_what_a_setting_takes() -> None:
     assert (form("topology"), form("batch_age"), form("scenarios")) == ("auto|passive", "DURATION", "A,B,...")
     assert (form("prefetch"), form("gate_threshold"), form("trigger")) == ("NUMBER", "NUMBER", "TEXT")
+    assert form("processor_mode") == "offline|lora|full"
     text = CliRunner().invoke(cli, ["run", "--help"]).output
     assert "--apply-mode manual|auto" in text
     assert "default: 192" in " ".join(text.split())

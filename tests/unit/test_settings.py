@@ -70,7 +70,7 @@ def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
         ({"applicator": "webhook"}, "set SWARM_WEBHOOK_URL"),
         ({"webhook_url": "ftp://host/x"}, "SWARM_WEBHOOK_URL: it must begin with"),
         ({"check_interval": "often"}, "SWARM_CHECK_INTERVAL"),
-        ({"apply_mode": "always"}, "SWARM_APPLY_MODE"),
+        ({"apply_mode": "always"}, "SWARM_APPLY_MODE: 'always' is unknown; choose from manual, auto"),
         ({"prefetch": "5000"}, "SWARM_PREFETCH"),
         ({"quarantine_bytes": "1000"}, "SWARM_QUARANTINE_BYTES"),
         ({"scenario_options": '{"a": {"tigger": "manual"}}'}, "SWARM_SCENARIO_OPTIONS, a, tigger: "),

@@ -94,6 +94,7 @@ async def test_a_command_without_news_is_skipped_and_told(tmp_path: Path) -> Non
         (event,) = await world.events()
         assert isinstance(event.data, Skipped)
         assert event.data.reason == "nothing_new"
+        assert (run.reason or "").startswith("nothing_new: no episodes yet"), "there was no training before it"
 
 
 async def test_the_same_command_twice_is_one_run(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ async def test_a_model_that_finds_no_room_on_the_disk_fails_with_the_cure_and_is
 ) -> None:
     """It said `internal: OSError`, with a trace in the log."""
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, **_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with opened(tmp_path) as store:

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from tests.unit.test_training_runs import ended
 from tests.unit.training_world import World, eventually, opened, worker_over
 from worker.clock import ManualClock
 from worker.episodes.projection import learn_models
@@ -75,6 +77,19 @@ async def test_a_count_fires_once_with_its_figures_and_not_again_while_the_run_w
         assert run.trigger["kind"] == "count"
         assert run.trigger["values"]["thresholds"] == {"new_episodes": 20}
         assert await timer.waiting_for("S") == "a training is queued"
+
+
+async def test_a_wait_is_told_with_the_setting_that_makes_it(tmp_path: Path) -> None:
+    """After a training that was skipped there was talk of a cool-down, which nobody had set."""
+    async with opened(tmp_path) as store:
+        world = worker_over(store, tmp_path)
+        async with world.running():
+            await ended(world, await world.command("c1"))
+        await world.feed(2)
+        told = await scheduler(world, "always").waiting_for("S")
+        assert told.endswith("more (the last one was skipped; SWARM_TRAINING_BACKOFF)")
+        await world.tools.book.change("S", "offline", lambda s: replace(s, last_success_at_ms=s.last_attempt_at_ms))
+        assert (await scheduler(world, "always").waiting_for("S")).endswith("more (SWARM_TRAINING_COOLDOWN)")
 
 
 async def test_what_is_stored_but_not_projected_is_no_news_yet(tmp_path: Path) -> None:

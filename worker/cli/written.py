@@ -11,6 +11,8 @@ from worker.durations import duration_text
 from worker.setting_types import parse_duration
 from worker.settings import Settings
 
+#: Choices that have more words than these.
+_CHOICES = {"processor_mode": "offline|lora|full"}
 _PLAIN = {int: "NUMBER", float: "NUMBER", bool: "true|false"}
 #: Defaults that are made where the worker runs.
 _MADE_THERE = {"data_dir": "~/.local/share/swarm-worker", "worker_id": "the host's name"}
@@ -38,6 +40,8 @@ def default(name: str) -> str:
 
 def form(name: str) -> str:
     """What stands for the value in a help text: the choices, or what kind it is."""
+    if name in _CHOICES:
+        return _CHOICES[name]
     annotation = Settings.model_fields[name].annotation
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))

@@ -154,10 +154,8 @@ class Execution:
         if run.attempts > _MOST_ATTEMPTS:
             return await self._failed(run, "interrupted", f"it was started {run.attempts - 1} times and never ended")
         try:
-            if not await self._wanted(run):
-                return await self._skipped(
-                    run, "nothing_new: no episode or session since the last training; --force trains again"
-                )
+            if (why_not := await self._why_not(run)) is not None:
+                return await self._skipped(run, f"nothing_new: {why_not}")
             recipe = self._recipe
             self._on_progress(0.0, "reading what is stored")
             given = await recipe.freeze(run, recipe.input_of(run.run_id))
@@ -203,13 +201,16 @@ class Execution:
             return step is not None and step.seconds_left <= starts * self._recipe.launcher.timeout
         return reason.startswith("signal:")
 
-    async def _wanted(self, run: Run) -> bool:
+    async def _why_not(self, run: Run) -> str | None:
         """A command without force trains only where there is news; triggers look before they ask."""
         if run.trigger.get("kind") != "command" or run.trigger.get("values", {}).get("force"):
-            return True
-        return has_news(
-            await self._tools.book.read(run.scenario, run.kind), await self._tools.store.facts(run.scenario)
-        )
+            return None
+        state = await self._tools.book.read(run.scenario, run.kind)
+        if has_news(state, await self._tools.store.facts(run.scenario)):
+            return None
+        if state.last_success_at_ms is None:
+            return "no episodes yet: none of the tasks is over, or none was long enough"
+        return "no episode or session since the last training; --force trains again"
 
     def _disk_cure(self) -> str:
         return f"free space where {self._recipe.runs_dir.parent} lies, or set SWARM_DATA_DIR; it is trained again then"

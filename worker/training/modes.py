@@ -43,7 +43,5 @@ def parse_mode(text: str) -> ProcessorMode:
     """A mode by any of its words, in any case; `ConfigurationError` otherwise."""
     mode = _WORDS.get(text.strip().lower())
     if mode is None:
-        raise ConfigurationError(
-            f"SWARM_PROCESSOR_MODE: {text!r} is no mode; use offline (offline_only), lora (lora_only) or full (both)"
-        )
+        raise ConfigurationError(f"SWARM_PROCESSOR_MODE: {text!r} is unknown; choose from offline, lora, full")
     return mode

@@ -155,7 +155,12 @@ class TriggerScheduler:
         wait_ms = state.not_before_ms - now_ms
         # Before the attempt that set the wait: the clock was set back, nobody waits for it to catch up.
         if wait_ms > 0 and now_ms >= (state.last_attempt_at_ms or 0):
-            why = f"after {state.failures} failed trainings" if state.failures else "cool-down"
+            if state.failures:
+                why = f"after {state.failures} failed trainings"
+            elif state.last_attempt_at_ms == state.last_success_at_ms:
+                why = "SWARM_TRAINING_COOLDOWN"
+            else:
+                why = "the last one was skipped; SWARM_TRAINING_BACKOFF"
             return f"{in_words(wait_ms)} more ({why})"
         return None
 
