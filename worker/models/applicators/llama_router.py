@@ -121,6 +121,9 @@ class LlamaRouterApplicator:
         listed = await self._look(name)
         if listed is None or listed.option("--model") != str(self._base):
             return None
+        # In a copy of the data directory it may be another by now.
+        if listed.option("--lora") != str(self._documents.adapter_file(document)):
+            return f"something else ({listed.option('--lora')})"
         try:
             answers = await probe(self._client, expected, name)
         except ServerRefused as error:
