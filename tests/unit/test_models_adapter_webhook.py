@@ -128,6 +128,17 @@ async def test_an_endpoint_is_a_web_address(
         await applicator.apply(one.model, one.content)
 
 
+async def test_an_endpoint_with_a_password_is_not_told_to_everybody(
+    applicator: AdapterWebhookApplicator, receiver: FakeReceiver, tmp_path: Path
+) -> None:
+    receiver.endpoint_url = "http://node:s3cret@127.0.0.1:8000"
+    one = register(tmp_path, 1)
+    with pytest.raises(ApplyFailed, match="user or password") as refused:
+        await applicator.apply(one.model, one.content)
+    assert "s3cret" not in str(refused.value)
+    assert AdapterPointer(tmp_path, "S").current() is None
+
+
 async def test_a_receiver_that_keeps_the_old_one_is_refused(
     applicator: AdapterWebhookApplicator, receiver: FakeReceiver, tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from worker.cli.common import PLACES, json_option, print_json, reading_store, run_async, settings_options
-from worker.errors import ConfigurationError
 from worker.settings import Settings
 
 
@@ -18,7 +17,7 @@ from worker.settings import Settings
 def backup(*, settings: Settings, target: Path, as_json: bool) -> None:
     """Copy the store to TARGET and check the copy. Restore by putting it in the store's place."""
     if target.exists():
-        raise ConfigurationError(f"{target} exists; name a file that does not")
+        raise click.BadParameter(f"{target} exists; name a file that does not")
     run_async(_backup(settings, target))
     size = target.stat().st_size
     if as_json:

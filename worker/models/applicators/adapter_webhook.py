@@ -74,8 +74,14 @@ class AdapterWebhookApplicator:
         await self._webhook.close()
 
     async def _probe(self, model: Model, content: bytes, endpoint: Endpoint) -> str:
-        if urlsplit(endpoint.url).scheme not in ("http", "https"):
+        url = urlsplit(endpoint.url)
+        if url.scheme not in ("http", "https"):
             raise ApplyFailed(f"{self.target(model.scenario)} names an endpoint that is no http(s) URL")
+        if "@" in url.netloc:  # it is told to everybody, in events and in the scenario's document
+            raise ApplyFailed(
+                f"{self.target(model.scenario)} names an endpoint with a user or password in its URL; "
+                "let the receiver leave them out, and give nodes their key another way"
+            )
         client = InferenceClient(endpoint.url, None, setting="the endpoint in the receiver's answer")
         try:
             result = await probe(client, decoded(model, content), endpoint.model)
