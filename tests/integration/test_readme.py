@@ -54,7 +54,7 @@ def test_the_example_message_is_decoded() -> None:
     (example,) = blocks("json")
     batch = decode_batch(example.encode(), scenario="checkout")
     assert isinstance(batch, Batch)
-    assert (len(batch.records), batch.unknown_fields) == (3, 0)
+    assert (len(batch.records), batch.unknown_fields) == (4, 0)
 
 
 async def test_the_client_example_publishes_a_session(amqp_url: str, tmp_path: Path, new_session: Any) -> None:
