@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
@@ -120,42 +117,12 @@ async def test_who_may_read_the_adapters_is_told(tmp_path: Path) -> None:
         await vllm.stop()
 
 
-def write_gguf(path: Path, modules: dict[str, tuple[int, int]], *, missing: int = 0) -> Path:
-    """A base of one layer, its numbers all zero; `missing` bytes of it are cut off."""
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, shape in modules.items():
-        writer.add_tensor(f"blk.0.{name}.weight", np.zeros(shape, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    os.truncate(path, path.stat().st_size - missing)
-    return path
-
-
 async def faults(tmp_path: Path, **flags: Any) -> list[str]:
     return [
         finding.detail
         for finding in await findings(processor_mode="lora", data_dir=tmp_path / "data", **flags)
         if not finding.good
     ]
-
-
-async def test_a_base_on_which_the_first_training_would_fail_is_found(tmp_path: Path) -> None:
-    """By headers alone: hours of episodes later the trainer was the first to say so, in words of its libraries."""
-    base = write_gguf(tmp_path / "base.gguf", {"attn_q": (64, 64), "attn_v": (32, 64)})
-    other = write_gguf(tmp_path / "other.gguf", {"attn_q": (96, 96), "attn_v": (32, 96)})
-    cut = write_gguf(tmp_path / "cut.gguf", {"attn_q": (64, 64), "attn_v": (32, 64)}, missing=1000)
-    good = {"lora_base_model": str(base), "lora_target_modules": "q_proj,v_proj"}
-    assert await faults(tmp_path, **good) == []
-    (fault,) = await faults(tmp_path, **good | {"lora_target_modules": "q_prj,v_proj"})
-    assert fault == "SWARM_LORA_TARGET_MODULES: base.gguf has no q_prj; choose from q_proj, v_proj"
-    (fault,) = await faults(tmp_path, **good | {"lora_base_model": str(cut)})
-    assert fault.startswith(f"SWARM_LORA_BASE_MODEL: {cut} cannot be read: cut.gguf was cut off")
-    assert fault.endswith("copy or download it again")
-    (fault,) = await faults(tmp_path, **good, lora_serving_base=other)
-    assert fault.startswith("SWARM_LORA_SERVING_BASE: other.gguf is another model than base.gguf")
-    assert await faults(tmp_path, **good, lora_serving_base=base) == []
 
 
 async def test_a_gpu_that_is_not_there_is_found_by_the_python_that_trains(tmp_path: Path) -> None:
