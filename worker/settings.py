@@ -22,7 +22,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker import crash
 from worker.episodes.rules import TERMINAL_ACTIONS
@@ -77,12 +77,13 @@ class ScenarioOptions(BaseModel):
     system_prompt: str | None = None
 
 
-class Settings(LoraSettings):
-    """All settings. The description of each is its help text."""
+class GeneralSettings(BaseSettings):
+    """All but those of LoRA, in the order in which they are listed. The description of each is its help text."""
 
     model_config = SettingsConfigDict(env_prefix="SWARM_", env_file=".env", extra="ignore", frozen=True)
 
     # -- where things are
+    scenarios: CommaList = Field((), description="scenarios to serve, comma-separated")
     amqp_url: SecretStr = Field(
         SecretStr("amqp://guest:guest@localhost:5672/"), description="RabbitMQ, amqp:// or amqps://"
     )
@@ -99,7 +100,6 @@ class Settings(LoraSettings):
     )
     data_dir: Path = Field(default_factory=default_data_dir, description="models, runs and, by default, the store")
     store_url: str | None = Field(None, description="sqlite:///path; default <data_dir>/swarm.db")
-    scenarios: CommaList = Field((), description="scenarios to serve, comma-separated")
     worker_id: str = Field(default_factory=default_worker_id, description="this worker's name, stable across restarts")
     scenario_options: Annotated[dict[str, ScenarioOptions], NoDecode, BeforeValidator(_parse_object)] = Field(
         {}, description='JSON, per scenario: {"checkout": {"trigger": "count(20)"}}'
@@ -271,6 +271,10 @@ class Settings(LoraSettings):
         """`store_url`, or the SQLite file in the data directory."""
         # A URL knows only absolute paths, and ends at a "?" or "#" of a directory's name unless it is quoted.
         return self.store_url or f"sqlite://{quote(str((self.data_dir / 'swarm.db').absolute()))}"
+
+
+class Settings(LoraSettings, GeneralSettings):
+    """All settings; pydantic lists those of the last base class first."""
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -52,6 +52,58 @@ def test_help_says_what_a_setting_takes() -> None:
     assert "default: 192" in " ".join(text.split())
 
 
+@pytest.mark.parametrize(("command", "flag"), [("run", "--"), ("check", "--"), ("describe", "SWARM_")])
+def test_settings_are_listed_in_groups_and_those_of_lora_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, flag: str
+) -> None:
+    """A newcomer met forty of them before the broker's address."""
+    monkeypatch.setenv("SWARM_DATA_DIR", str(tmp_path))
+    words = [command] if command == "describe" else [command, "--help"]
+    # What stands first in each line, a flag's or a variable's name as a setting's.
+    names = [
+        line.strip().partition("  ")[0].partition(" TEXT")[0].removeprefix(flag).lower().replace("-", "_").rstrip(":")
+        for line in CliRunner().invoke(cli, words).output.splitlines()
+    ]
+    places = [
+        names.index(name)
+        for name in (
+            "what is served, where things are", "amqp_url", "data_dir", "episodes",
+            "lora: what is trained", "lora_base_model", "lora: vllm", "vllm_models_dir",
+        )
+    ]  # fmt: skip
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("words", "useless"),
+    [
+        (["models"], "--amqp-url"),
+        (["models", "show"], "--amqp-url"),
+        (["sessions", "merged"], "--amqp-url"),
+        (["quarantine", "list"], "--amqp-url"),
+        (["export", "records"], "--amqp-url"),
+        (["backup"], "--amqp-url"),
+        (["train-now"], "--data-dir"),
+        (["pause"], "--data-dir"),
+        (["dead", "list"], "--store-url"),
+    ],
+    ids=str,
+)
+def test_a_command_has_no_flag_that_it_cannot_use(words: list[str], useless: str) -> None:
+    assert useless not in CliRunner().invoke(cli, [*words, "--help"]).output
+    for both in ("status", "apply", "rollback"):
+        assert {"--amqp-url", "--data-dir"} <= set(CliRunner().invoke(cli, [both, "--help"]).output.split())
+
+
+@pytest.mark.parametrize(
+    "words", [["models", "--json", "show", "1"], ["sessions", "--scenario", "S", "merged"]], ids=str
+)
+def test_a_flag_before_the_subcommand_is_wrong_usage(words: list[str]) -> None:
+    """It was passed over in silence."""
+    told = CliRunner().invoke(cli, words)
+    assert (told.exit_code, f"write {words[1]} behind" in told.output) == (2, True)
+
+
 def test_no_command_is_cut_short_in_the_list() -> None:
     for path in ([], ["quarantine"], ["export"], ["models"]):
         assert "..." not in CliRunner().invoke(cli, [*path, "--help"]).output.partition("Commands:")[2]

@@ -70,7 +70,8 @@ def test_s9_settings_take_no_hostile_name(monkeypatch: pytest.MonkeyPatch, tmp_p
 )  # fmt: skip
 def test_s9_the_command_line_takes_no_hostile_name(tmp_path: Path, command: tuple[str, ...], name: str) -> None:
     """Status 2, before anything is opened or sent; and the name is told with its control characters written out."""
-    given = CliRunner().invoke(cli, [*command[:-1], f"{command[-1]}={name}", "--data-dir", str(tmp_path / "none")])
+    place = {"SWARM_DATA_DIR": str(tmp_path / "none")}
+    given = CliRunner().invoke(cli, [*command[:-1], f"{command[-1]}={name}"], env=place)
     assert given.exit_code == 2, given.output
     assert "is no" in given.output
     assert all(each.isprintable() or each == "\n" for each in given.output)

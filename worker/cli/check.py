@@ -19,7 +19,7 @@ from worker.broker.session import Session
 from worker.broker.topology import ensure_topology, scenario_objects, shared_objects
 from worker.broker.url import broker_url
 from worker.cli.check_lora import lora_findings
-from worker.cli.common import console, json_option, print_json, run_async, settings_options, shown
+from worker.cli.common import SettingsCommand, console, json_option, print_json, run_async, settings_options, shown
 from worker.cli.findings import Finding
 from worker.clock import SystemClock
 from worker.errors import ConfigurationError, WorkerError
@@ -30,7 +30,7 @@ _LEAST_FREE = 500_000_000
 _BROKER_SECONDS = 10.0
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @json_option
 @settings_options()
 def check(*, settings: Settings, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from worker.broker.port import OutgoingMessage
 from worker.broker.session import Session
 from worker.broker.url import broker_url
 from worker.cli.common import (
+    BROKER,
     PLACES,
     any_scenario_option,
     default_scenario_option,
@@ -71,13 +72,13 @@ _SILENCE = (
 )
 
 
-def sending(command: F) -> F:
-    """Options of every command that is sent."""
+def sending(command: F, *, looks_up: bool = False) -> F:
+    """Options of every command that is sent; one that `looks_up` what it is about reads the store too."""
     options: tuple[Callable[[Any], Any], ...] = (
         click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="seconds to wait"),
         click.option("--wait", is_flag=True, help="wait for the end and say what came of it"),
         json_option,
-        settings_options(*PLACES),
+        settings_options(*BROKER, *(PLACES if looks_up else ("log_level",))),
     )
     made: Any = command
     for option in options:
@@ -250,7 +251,7 @@ def train_now(
 @click.option("--model", help="id, version or alias; default: the newest candidate")
 @click.option("--kind", type=click.Choice(["offline", "lora"]), help="the newest candidate of this kind")
 @click.option("--force", is_flag=True, help="also where the gate did not bless it")
-@sending
+@partial(sending, looks_up=True)
 def apply(*, settings: Settings, scenario: str | None, model: str | None, kind: Any, force: bool, **how: Any) -> None:
     """Make a model the live one. An id says alone which scenario is meant."""
     number = int(model) if model is not None and model.isdecimal() and len(model) < 10 else None  # noqa: PLR2004 - an id is longer
@@ -262,7 +263,7 @@ def apply(*, settings: Settings, scenario: str | None, model: str | None, kind: 
 @default_scenario_option
 @click.option("--model", help="id or version of an earlier model; default: the one before")
 @click.option("--kind", type=click.Choice(["offline", "lora"]), help="default: the kind that was changed last")
-@sending
+@partial(sending, looks_up=True)
 def rollback(*, settings: Settings, scenario: str | None, model: str | None, kind: Any, **how: Any) -> None:
     """Go back to the model that was live before."""
     carry(settings, "rollback", Rollback(model_id=model, kind=kind), _meant(settings, scenario, model), **how)

@@ -13,12 +13,13 @@ from typing import Any, ParamSpec, TypeVar, get_args
 import click
 import msgspec
 import orjson
+from click.core import ParameterSource
 from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli.written import default, form
+from worker.cli.written import default, form, heading
 from worker.clock import SystemClock
 from worker.configuration import secrets_of
 from worker.errors import NotFound, StoreCorrupt
@@ -32,12 +33,10 @@ from worker.wire.names import is_slug
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Settings that every command needs to find the store and the broker.
-PLACES = (
-    "data_dir", "store_url", "amqp_url", "amqp_ca_file", "amqp_cert_file", "amqp_key_file", "amqp_allow_plaintext",
-    "log_level",
-)  # fmt: skip
-
+#: Settings that a command needs to find the store.
+PLACES = ("data_dir", "store_url", "log_level")
+#: And the broker.
+BROKER = ("amqp_url", "amqp_ca_file", "amqp_cert_file", "amqp_key_file", "amqp_allow_plaintext")
 
 #: Only from the environment, .env or the secrets directory. The broker's address is a flag: it need hold no password.
 _SECRETS = frozenset(
@@ -50,6 +49,22 @@ _SECRETS = frozenset(
 def console() -> Console:
     """Standard output, as wide as the terminal or wide enough for a pipe."""
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+class SettingsCommand(click.Command):
+    """A command that takes all settings: its help lists them in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Its own options first."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in sorted(self.get_params(ctx), key=lambda one: one.name in Settings.model_fields):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                above = heading(parameter.name) if parameter.name in Settings.model_fields else "Options"
+                groups.setdefault(above, []).append(record)
+        for above, records in groups.items():
+            with formatter.section(above):
+                formatter.write_dl(records)
 
 
 def settings_options(*names: str, serves: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -99,6 +114,17 @@ default_scenario_option = click.option(
     "--scenario", callback=_scenario_name, help="the scenario's name; default: the only one of SWARM_SCENARIOS"
 )
 any_scenario_option = click.option("--scenario", callback=_scenario_name, help="only this scenario")
+
+
+def flags_behind(context: click.Context) -> None:
+    """`UsageError` where flags stand before the subcommand, which does not see them."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"write {', '.join(given)} behind {context.invoked_subcommand}")
 
 
 def run_async(coroutine: Awaitable[R]) -> R:

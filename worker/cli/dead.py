@@ -8,7 +8,7 @@ import click
 
 from worker.cli.commands import carry, control_client, make_command, send, sending
 from worker.cli.common import (
-    PLACES,
+    BROKER,
     default_scenario_option,
     json_option,
     one_scenario,
@@ -38,7 +38,7 @@ def dead() -> None:
 @default_scenario_option
 @click.option("--limit", type=click.IntRange(1, 50), default=20, show_default=True)
 @json_option
-@settings_options(*PLACES)
+@settings_options(*BROKER, "log_level")
 def list_(*, settings: Settings, scenario: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, oldest first. A worker looks for us, and puts each back where it was."""
     name = one_scenario(scenario, settings)

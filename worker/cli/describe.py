@@ -12,13 +12,13 @@ from pydantic import SecretStr
 
 from worker import __version__
 from worker.cli.check_lora import lora_versions
-from worker.cli.common import json_option, print_json, settings_options, table
-from worker.cli.written import written
+from worker.cli.common import SettingsCommand, json_option, print_json, settings_options, table
+from worker.cli.written import heading, written
 from worker.redaction import MASK, redact
 from worker.settings import Settings
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @json_option
 @settings_options()
 def describe(*, settings: Settings, as_json: bool) -> None:
@@ -34,8 +34,12 @@ def describe(*, settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json({"settings": effective, "versions": versions})
         return
-    rows = []
+    rows: list[tuple[str, str, str]] = []
+    above = ""
     for name, value in effective.items():
+        if heading(name) != above:
+            above = heading(name)
+            rows += [("", "", "")] * bool(rows) + [(above, "", "")]
         text = written(name, value)
         rows.append((f"SWARM_{name.upper()}", text, "set" if name in settings.model_fields_set else ""))
     table("Settings", ("variable", "value", ""), rows, empty="")

@@ -9,6 +9,7 @@ import click
 from worker.cli.common import (
     PLACES,
     default_scenario_option,
+    flags_behind,
     json_option,
     known_scenario,
     one_scenario,
@@ -81,16 +82,19 @@ async def _episodes(settings: Settings, scenario: str, where: EpisodeFilter, as_
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @json_option
 @settings_options(*PLACES)
+@click.pass_context
 def sessions(
-    *, settings: Settings, scenario: str | None, group_id: str | None, phase: str | None, limit: int, as_json: bool
-) -> None:
+    context: click.Context, *, settings: Settings, scenario: str | None, group_id: str | None, phase: str | None,
+    limit: int, as_json: bool,
+) -> None:  # fmt: skip
     """List sessions that ended, newest first.
 
     The commands below tell what was learnt in them.
     """
-    if click.get_current_context().invoked_subcommand is not None:
-        return
-    run_async(_sessions(settings, one_scenario(scenario, settings), group_id, phase, limit, as_json))
+    if context.invoked_subcommand is not None:
+        flags_behind(context)
+    else:
+        run_async(_sessions(settings, one_scenario(scenario, settings), group_id, phase, limit, as_json))
 
 
 for _command in (show, merged, groups):

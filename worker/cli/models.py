@@ -11,6 +11,7 @@ from worker.cli.common import (
     PLACES,
     any_scenario_option,
     default_scenario_option,
+    flags_behind,
     flat,
     json_option,
     known_scenario,
@@ -41,7 +42,9 @@ def models(
     context: click.Context, *, settings: Settings, scenario: str | None, kind: Any, limit: int, as_json: bool
 ) -> None:
     """List models, newest first, with their aliases."""
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        flags_behind(context)
+    else:
         run_async(_list(settings, scenario, kind, limit, as_json))
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from worker import crash
 from worker.app import WorkerBuilder
-from worker.cli.common import settings_options
+from worker.cli.common import SettingsCommand, settings_options
 from worker.life import Worker
 from worker.settings import Settings
 
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 _COLLECT_AFTER = 50_000
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @settings_options(serves=True)
 def run(*, settings: Settings) -> None:
     """Serve the scenarios of SWARM_SCENARIOS.
@@ -31,8 +31,8 @@ def run(*, settings: Settings) -> None:
     Ends at SIGTERM, SIGINT or a shutdown command. The first signal drains (at most SWARM_SHUTDOWN_GRACE), the second
     stops at once; nothing is lost by either.
 
-    Secrets are no flags: SWARM_CONTROL_KEY, SWARM_WEBHOOK_URL and SWARM_WEBHOOK_KEY are variables, or stand in .env or
-    in files of /run/secrets, as all settings may.
+    Secrets are no flags: SWARM_CONTROL_KEY, SWARM_WEBHOOK_URL, SWARM_WEBHOOK_KEY, SWARM_LLAMA_API_KEY and
+    SWARM_VLLM_API_KEY are variables, or stand in .env or in files of /run/secrets, as all settings may.
     """
     asyncio.run(_run(settings))
 

@@ -8,6 +8,7 @@ import click
 
 from worker.cli.commands import control_client, make_command, send
 from worker.cli.common import (
+    BROKER,
     PLACES,
     json_option,
     percent,
@@ -33,7 +34,7 @@ _TIMEOUT = 15.0
 @worker_option
 @click.option("--stored", is_flag=True, help="ask the store alone, no worker and no broker needed")
 @json_option
-@settings_options(*PLACES)
+@settings_options(*PLACES, *BROKER)
 def status(*, settings: Settings, worker_id: str | None, stored: bool, as_json: bool) -> None:
     """Show what is stored and going on, by scenario.
 

@@ -17,6 +17,23 @@ _PLAIN = {int: "NUMBER", float: "NUMBER", bool: "true|false"}
 #: Defaults that are made where the worker runs.
 _MADE_THERE = {"data_dir": "~/.local/share/swarm-worker", "worker_id": "the host's name"}
 
+#: Above the first setting of each group, in the order in which they are listed.
+_HEADINGS = {
+    "scenarios": "What is served, where things are",
+    "producers": "Who may do what",
+    "prefetch": "Intake",
+    "learn_models": "Episodes",
+    "check_interval": "Triggers and trainings",
+    "apply_mode": "Applying models",
+    "control_key": "Commands, health, logs",
+    "crash_at": "Tests",
+    "lora_base_model": "LoRA: what is trained",
+    "lora_device": "LoRA: how it is trained",
+    "lora_applicator": "LoRA: how adapters reach their server",
+    "llama_url": "LoRA: llama-server",
+    "vllm_url": "LoRA: vLLM",
+}
+
 
 def written(name: str, value: Any) -> str:
     """A setting's value in the form that its variable and its flag take."""
@@ -36,6 +53,12 @@ def default(name: str) -> str:
         return _MADE_THERE[name]
     value = Settings.model_fields[name].default
     return value.get_secret_value() if isinstance(value, SecretStr) else written(name, value)
+
+
+def heading(name: str) -> str:
+    """What stands above the group that a setting is listed in."""
+    names = list(Settings.model_fields)
+    return next(_HEADINGS[each] for each in reversed(names[: names.index(name) + 1]) if each in _HEADINGS)
 
 
 def form(name: str) -> str:
