@@ -40,8 +40,8 @@ class LoraSettings(BaseSettings):
     lora_max_episodes: int = Field(
         20_000,
         ge=1,
-        description="most episodes of each learn model that a training looks at: the newest by the records' "
-        "timestamp_ms, and where they have none by when they came in",
+        description="most episodes of each learn model that a training takes: the newest by the records' "
+        "timestamp_ms, and where they have none by when they came in; producers and tasks take turns",
     )
 
     # -- how

@@ -1,4 +1,4 @@
-"""Training data of adapters: each text once, sides that share no session, no producer too loud, and a manifest."""
+"""Training data of adapters: each text once, sides that share no task, no producer too loud, and a manifest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from tests.unit.told_building import BAD, GOOD, RULES, models_of, project, task, tell
 from tests.unit.training_world import opened
@@ -22,6 +23,7 @@ from worker.training.lora import data
 from worker.training.lora.data import write_training_data
 from worker.training.lora.inputs import HELD_OUT_FILE, MANIFEST_FILE, TRAIN_FILE, LoraConfig, LoraExample, read_examples
 from worker.training.lora.manifest import LoraManifest
+from worker.wire.records import DependencyGraphRecord, Failure, LearnStatsRecord, Success
 
 SFT = LoraConfig(base_model="base", holdout=0.3)
 DPO = msgspec.structs.replace(SFT, objective="dpo")
@@ -35,6 +37,9 @@ async def written(
     make_private_directory(directory)
     manifest, _ = await write_training_data(store, "S", directory, config=config, models_of=models, rules=RULES)
     assert msgspec.json.decode((directory / MANIFEST_FILE).read_bytes(), type=LoraManifest) == manifest
+    of_files = sum(len(file.episodes) + file.capped_episodes for file in manifest.files.values())
+    left_out = sum((manifest.passed_over | manifest.excluded).values())
+    assert manifest.episodes == of_files + left_out, "an episode is untold"
     return read_examples(directory / TRAIN_FILE), read_examples(directory / HELD_OUT_FILE), manifest
 
 
@@ -65,6 +70,42 @@ async def test_each_text_stands_once_with_the_episodes_that_lived_it(tmp_path: P
         assert all(row.episodes == sorted(row.episodes) and len(row.episodes) == 20 for row in train)
         assert [row.seen for row in held_out] == [True, True]
         assert manifest.seen == 2
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+async def test_all_attempts_at_one_task_lie_on_one_side_whatever_their_sessions(tmp_path: Path, kind: Any) -> None:
+    """As with tau-bench: each trial is a session, and what is asked differs from trial to trial."""
+    async with opened(tmp_path, kind) as store:
+        for n in range(60):
+            records = task(f"t{n}", GOOD if n % 2 else BAD, group_id=f"g{n // 4}", session_id=f"s{n}")
+            graph = DependencyGraphRecord(f"order of t{n}", "look, open", [], ["look"], ["open"], "m", "e", 1)
+            graph.session_id = f"s{n}"
+            # As some swarms do it, the end alone names the group of what was inferred at the start.
+            end = LearnStatsRecord(f"s{n}", Raw(b"{}"), Success(1.0) if n % 2 else Failure("no"), 3, 3)
+            end.group_id = f"g{n // 4}"
+            await tell(store, [graph, *records, end], seq=n)
+        await project(store)
+        for config in (SFT, DPO):
+            train, held_out, manifest = await written(store, tmp_path / config.objective, config)
+            for rows, out in ((train, False), (held_out, True)):
+                groups = {f"g{int(row.prompt.split()[-1 if 'order' in row.prompt else 1][1:]) // 4}" for row in rows}
+                assert groups == {f"g{n}" for n in range(15) if is_out(f"g{n}") is out}
+            assert manifest.files[TRAIN_FILE].tasks + manifest.files[HELD_OUT_FILE].tasks == 15
+            assert any("order" in row.prompt for row in held_out) is (config is SFT)
+            assert manifest.seen == 0
+
+
+async def test_of_two_tasks_one_is_held_out_and_of_one_none(tmp_path: Path) -> None:
+    inside = [f"g{n}" for n in range(99) if not is_out(f"g{n}")][:2]
+    for number, names in enumerate((inside[:1], inside)):
+        make_private_directory(tmp_path / str(number))
+        async with opened(tmp_path / str(number)) as store:
+            for seq, name in enumerate(name for name in names for _ in range(4)):
+                await tell(store, task(f"t{seq}", group_id=name, session_id=f"s{seq}"), seq=seq)
+            await project(store)
+            train, held_out, manifest = await written(store, tmp_path / str(number) / "data")
+            assert [file.tasks for file in manifest.files.values()] == [1, number]
+            assert (len(train), len(held_out)) == (8, 8 * number)
 
 
 async def test_a_session_lies_on_one_side_and_what_it_alone_says_was_not_seen(tmp_path: Path) -> None:
@@ -220,9 +261,30 @@ async def test_the_newest_episodes_are_taken_and_the_older_ones_are_told_of(tmp_
         train, held_out, manifest = await written(store, tmp_path / "data", config)
         assert {row.prompt.split()[1] for row in train + held_out} == {f"t{n}" for n in range(15, 20)}
         assert manifest.passed_over == {
-            f"{SEQUENCE}: older than the newest 5": 15,
-            "worker_task: older than the newest 5": 15,
+            f"{SEQUENCE}: beyond the newest 5, by turns of producers and tasks": 15,
+            "worker_task: beyond the newest 5, by turns of producers and tasks": 15,
         }
+
+
+async def test_a_flood_does_not_displace_what_others_lived_before_it(tmp_path: Path) -> None:
+    """By its producer, and of failures at one task: pairs are of as many tasks as there are."""
+    async with opened(tmp_path) as store:
+        for n in range(10):
+            fields: dict[str, Any] = {"target": f"g{n}", "group_id": f"g{n}"}
+            both = [*task(f"good{n}", **fields), *task(f"bad{n}", BAD, **fields)]
+            await tell(store, both, producer="honest", seq=n, at_ms=n + 1)
+        flood = [one for n in range(60) for one in task(f"f{n}", ("lie", "open", "done"), group_id=f"f{n}")]
+        await tell(store, flood, producer="flood", at_ms=1_000)
+        failures = [one for n in range(60) for one in task(f"no{n}", BAD, target="g0", group_id="g0")]
+        await tell(store, failures, producer="honest", seq=10, at_ms=2_000)
+        await project(store)
+        few = msgspec.structs.replace(SFT, max_episodes=40)
+        train, held_out, _ = await written(store, tmp_path / "sft", few)
+        honest = {row.prompt.split()[1] for row in train + held_out if row.actions[0] != "lie"}
+        assert honest == {f"g{n}" for n in range(10)}
+        pairs = msgspec.structs.replace(few, objective="dpo")
+        train, held_out, _ = await written(store, tmp_path / "dpo", pairs)
+        assert {row.prompt.split()[1] for row in train + held_out} == {f"g{n}" for n in range(10)}
 
 
 async def test_what_is_compared_together_has_a_bound_of_actions(
@@ -237,7 +299,7 @@ async def test_what_is_compared_together_has_a_bound_of_actions(
         await project(store)
         train, held_out, manifest = await written(store, tmp_path / "data", DPO)
         assert {row.prompt.splitlines()[0] for row in train + held_out} == {"Target: g8", "Target: g9"}
-        assert manifest.passed_over == {"dpo: older than the newest 4": 16}
+        assert manifest.passed_over == {"dpo: beyond the newest 4, by turns of producers and tasks": 16}
 
 
 async def test_a_learn_model_that_fails_loses_its_own_episode_and_no_other(tmp_path: Path) -> None:

@@ -22,21 +22,24 @@ from worker.training.episode_records import AHEAD, EpisodeRecords
 from worker.training.lora.data import write_training_data
 from worker.training.lora.examples import Gathered, Told
 from worker.training.lora.inputs import LoraConfig
+from worker.training.lora.split import Split
 from worker.wire.records import ActionRecord
 
+ALL_TRAINED = Split("S", 0.0)
 #: Prints the order of the rows of twenty examples.
 _ORDER = """
 from worker.episodes.training_data import TrainingData
 from worker.training.lora.examples import Gathered, Told
-gathered = Gathered()
+from worker.training.lora.split import Split
+gathered = Gathered(Split("S", 0.0))
 for n in range(20):
-    gathered.add(Told(TrainingData.sft(None, f"p{n}", "a"), "m", str(n), [], frozenset("p"), False))
+    gathered.add(Told(TrainingData.sft(None, f"p{n}", "a"), "m", str(n), [], frozenset("p"), "t"))
 print(*(row.prompt for row in gathered.sides(1.0)[0].rows))
 """
 
 
-def told(prompt: str, *, model: str = "m", episode: str = "e", producers: str = "p", held_out: bool = False) -> Told:
-    return Told(TrainingData.sft(None, prompt, "answer"), model, episode, [], frozenset(producers), held_out)
+def told(prompt: str, *, model: str = "m", episode: str = "e", producers: str = "p", task: str = "t") -> Told:
+    return Told(TrainingData.sft(None, prompt, "answer"), model, episode, [], frozenset(producers), task)
 
 
 def test_rows_stand_in_the_same_order_in_every_process() -> None:
@@ -52,7 +55,7 @@ def test_rows_stand_in_the_same_order_in_every_process() -> None:
 
 def test_of_two_learn_models_that_say_the_same_one_is_named_whoever_came_first() -> None:
     for order in itertools.permutations([told("p", model="b", episode="2"), told("p", model="a", episode="1")]):
-        gathered = Gathered()
+        gathered = Gathered(ALL_TRAINED)
         for each in order:
             gathered.add(each)
         ((row,), _) = (side.rows for side in gathered.sides(1.0))
@@ -61,15 +64,15 @@ def test_of_two_learn_models_that_say_the_same_one_is_named_whoever_came_first()
 
 def test_the_text_in_hand_is_counted_in_bytes_with_the_system_prompt_of_each_row() -> None:
     """It bounds memory and files, and a scenario's own system prompt may be the longest part of each row."""
-    gathered = Gathered()
+    gathered = Gathered(ALL_TRAINED)
     for prompt in ("über", "other", "other"):
         data = TrainingData.dpo_with_system("a system prompt", prompt, "näher", "no")
-        gathered.add(Told(data, "m", "e", [], frozenset("p"), held_out=False))
+        gathered.add(Told(data, "m", "e", [], frozenset("p"), "t"))
     assert gathered.text_bytes == 2 * len("a system prompt") + len("überothernähernähernono") + 3
 
 
 def test_what_others_say_too_is_not_taken_from_a_loud_producer() -> None:
-    gathered = Gathered()
+    gathered = Gathered(ALL_TRAINED)
     for producer in "abc":
         for n in range(120):
             gathered.add(told(f"{producer}{n}", producers=producer))
@@ -88,13 +91,13 @@ def pair(name: str, *, chosen: str, rejected: str) -> Told:
     """A preference; `chosen` and `rejected` are who told these answers."""
     data = TrainingData.dpo(name, f"{name} right", f"{name} wrong")
     return Told(
-        data, "dpo", f"{name}+", [], frozenset(chosen), held_out=False,
-        rejected_episode_id=f"{name}-", rejected_producers=frozenset(rejected),
+        data, "dpo", f"{name}+", [], frozenset(chosen), "t",
+        rejected_episode_id=f"{name}-", rejected_producers=frozenset(rejected), rejected_task="t",
     )  # fmt: skip
 
 
 def test_whoever_tells_the_unwanted_answers_is_held_to_its_share_of_them() -> None:
-    gathered = Gathered()
+    gathered = Gathered(ALL_TRAINED)
     for n in range(800):
         gathered.add(pair(f"flood{n}", chosen="abcd"[n % 4], rejected="f"))
     for n in range(400):
@@ -108,7 +111,7 @@ def test_whoever_tells_the_unwanted_answers_is_held_to_its_share_of_them() -> No
 
 def test_whoever_tells_all_unwanted_answers_brings_no_more_of_them_than_anybody_may() -> None:
     """A hundred, as of a producer that is new: nobody else told any, so there is no share to be had."""
-    gathered = Gathered()
+    gathered = Gathered(ALL_TRAINED)
     for n in range(800):
         gathered.add(pair(f"{n}", chosen="abcd"[n % 4], rejected="f"))
     train, _ = gathered.sides(0.3)
@@ -118,7 +121,7 @@ def test_whoever_tells_all_unwanted_answers_brings_no_more_of_them_than_anybody_
 
 
 def test_a_pair_is_of_both_of_its_episodes() -> None:
-    gathered = Gathered()
+    gathered = Gathered(ALL_TRAINED)
     for n in range(2):
         gathered.add(msgspec.structs.replace(pair("p", chosen="a", rejected="b"), rejected_episode_id=f"p-{n}"))
     train, _ = gathered.sides(1.0)

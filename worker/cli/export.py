@@ -23,6 +23,7 @@ from worker.cli.common import (
     settings_options,
     shown,
 )
+from worker.cli.training_files import told_of
 from worker.configuration import learn_models_of, rules_of
 from worker.durable import make_private_directory
 from worker.errors import ConfigurationError
@@ -104,14 +105,17 @@ def training_data(
     """Examples for fine-tuning, SFT and DPO.
 
     SFT lines are {"messages": [...]}, DPO lines {"prompt", "chosen", "rejected"}, everything that was lived. With
-    --into the rows of a LoRA training instead: each text once, split into what is trained on and what is held out, no
-    producer above its share, and a manifest of hashes, episodes, and what was left out and why.
+    --into the rows of a LoRA training instead: each text once, split by task (group_id, else session) into what is
+    trained on and what is held out, no producer above its share, and a manifest of hashes, episodes, and what was left
+    out and why. The directory must be new or empty.
     """
     name = one_scenario(scenario, settings)
     if into is None:
         run_async(_training_data(settings, name, learn_model, min_score))
     elif learn_model is not None or min_score is not None:
         raise ConfigurationError("--into writes what a training would see: leave --learn-model and --min-score out")
+    elif into.is_dir() and any(into.iterdir()):
+        raise click.BadParameter(f"{into} is not empty; name a directory that is new or empty")
     else:
         run_async(_training_files(settings, name, into))
 
@@ -129,15 +133,20 @@ async def _training_data(settings: Settings, scenario: str, learn_model: str | N
         async for line in export.lines(EpisodeFilter(min_score=min_score)):
             sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
-    click.echo(f"{export.examples} examples; {len(export.excluded)} episodes were left out", err=True)
-    for reason, times in Counter(excluded.reason for excluded in export.excluded).most_common(_REASONS):
+    # Of a model that pairs episodes one may stand in several pairs.
+    excluded = {one.episode_id: one.reason for one in reversed(export.excluded)}
+    click.echo(f"{export.examples} examples; {len(excluded)} episodes gave none", err=True)
+    reasons = Counter(excluded.values()).most_common()
+    for reason, times in reasons[:_REASONS]:
         click.echo(f"  {times}: {shown(reason)}", err=True)
+    if len(reasons) > _REASONS:
+        click.echo(f"  {sum(times for _, times in reasons[_REASONS:])}: for other reasons", err=True)
 
 
 async def _training_files(settings: Settings, scenario: str, into: Path) -> None:
-    await asyncio.to_thread(make_private_directory, into)
     async with reading_store(settings) as store:
         await known_scenario(store, scenario)
+        await asyncio.to_thread(make_private_directory, into)
         manifest, sha256 = await write_training_data(
             store,
             scenario,
@@ -146,10 +155,6 @@ async def _training_files(settings: Settings, scenario: str, into: Path) -> None
             models_of=partial(learn_models_of, settings),
             rules=rules_of(settings, scenario),
         )
-    for name, file in manifest.files.items():
-        click.echo(f"{into / name}: {file.examples} examples of {len(file.episodes)} episodes", err=True)
-        for producer, rows in file.capped.items():
-            click.echo(f"  {rows} left out: producer {shown(producer)} brought more than its share", err=True)
-    for reason, times in (manifest.passed_over | manifest.excluded).items():
-        click.echo(f"{times} episodes left out: {shown(reason)}", err=True)
+    for line in told_of(manifest, into):
+        click.echo(line, err=True)
     click.echo(f"{into / MANIFEST_FILE}: sha256 {sha256}", err=True)

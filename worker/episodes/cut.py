@@ -65,7 +65,12 @@ def order_of(placed: PlacedAction) -> tuple[int, int, int, int, tuple[str, int, 
 
 def holdout(key: str, share: float) -> bool:
     """Whether this is held out for the gate: a stable hash of `holdout_key`, about `share` (0-1) of all keys."""
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") < share * 2**64
+    return holdout_hash(key) < share * 2**64
+
+
+def holdout_hash(key: str) -> int:
+    """The hash, below 2**64; the lower, the smaller the share that holds it out."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def holdout_key(scenario: str, name: str) -> str:

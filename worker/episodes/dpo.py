@@ -165,7 +165,7 @@ class DpoLearnModel(LearnModel):
             try:
                 examples.append(self.convert_pair(pair, contexts[chosen][1], contexts[rejected][1]))
             except LearnError as error:
-                excluded.append(Excluded(chosen, f"{type(error).__name__}: {error}"))
+                excluded += [Excluded(name, f"{type(error).__name__}: {error}") for name in (chosen, rejected)]
         excluded += [Excluded(name, "no partner in its group") for name in contexts if name not in paired]
         return Converted(examples, excluded)
 

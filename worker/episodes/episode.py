@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from worker.episodes.task import UNNAMED
 from worker.wire.records import Outcome
 
 
@@ -40,6 +41,8 @@ class Episode(Struct, kw_only=True):
     duration_ms: int = 0
     #: Wall time of its last record (Unix ms): its own timestamp where sent, else when the batch came in.
     ended_at_ms: int = 0
-    #: Held out from training, so that the gate judges on what the model never saw.
+    #: By session: held out from training, so that the gate judges on what the model never saw. Adapters go by task, see
+    #: `worker.training.lora.split`.
     holdout: bool = False
+    producer: str = UNNAMED  # who sent its last action
     tags: dict[str, str] = {}

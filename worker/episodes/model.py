@@ -194,6 +194,7 @@ def episode_of(cut: Cut, learn_model: str) -> Episode:
         duration_ms=sum(step.duration_ms for step in cut.steps),
         ended_at_ms=cut.ended_at_ms,
         holdout=cut.holdout,
+        producer=cut.producer,
         tags={} if last.policy_version is None else {"policy_version": last.policy_version},
     )
 

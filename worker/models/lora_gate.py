@@ -146,7 +146,8 @@ def weigh_adapter(
     """
     if not candidate:
         verdict = Verdict(
-            verdict="not_evaluable", reasons=["no example was held out; more episodes or a larger holdout are needed"]
+            verdict="not_evaluable",
+            reasons=["no example was held out; examples of two tasks (group_id, else session) are needed to tell"],
         )
         return Weighed(verdict=verdict, metrics={})
     mine = figures(candidate)

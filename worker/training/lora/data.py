@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import msgspec
 
-from worker.episodes.cut import holdout, holdout_key
 from worker.episodes.episode import Episode
 from worker.episodes.model import Excluded, LearnModel
 from worker.episodes.rules import Rules
@@ -22,12 +21,16 @@ from worker.training.exports import DAMAGED, actions_taken
 from worker.training.lora.examples import Gathered, Told
 from worker.training.lora.inputs import LoraConfig
 from worker.training.lora.manifest import LoraManifest, write_data
+from worker.training.lora.split import Split, attempted
+from worker.training.lora.turns import Candidate, in_turns
 
 #: A scenario's learn models, given the actions that it has seen.
 ModelsOf: TypeAlias = Callable[[str, Sequence[str]], Sequence[LearnModel]]
 
 #: Most text of one training, in bytes: it is in hand while the rows are made.
 _MOST_TEXT = 64_000_000
+#: The newest, so many times `max_episodes`, take turns: to choose of 100,000 takes a second and 70 MB.
+_TURNS_AMONG = 5
 #: Most actions in hand at once, where a learn model looks at several episodes together as preferences do: about 100 MB.
 _MOST_AT_ONCE = 100_000
 
@@ -63,9 +66,12 @@ class _Gathering:
         self._scenario = scenario
         self._config = config
         self._rules = rules
-        self._gathered = Gathered()
+        self._split = Split(scenario, rules.holdout)
+        self._gathered = Gathered(self._split)
+        self._episodes = 0
         self._excluded: list[Excluded] = []
         self._passed_over: Counter[str] = Counter()
+        self._groups: dict[str, str | None] = {}  # of sessions
 
     async def take(self, model: LearnModel) -> None:
         """The examples of one learn model's newest episodes."""
@@ -73,15 +79,8 @@ class _Gathering:
         # and those that failed too. All others teach what worked.
         together = type(model).convert_batch is not LearnModel.convert_batch
         wanted = EpisodeFilter(learn_model=model.name) if together else _successes(model)
-        newest: list[Episode] = []
-        actions = 0
-        async for episode in self._store.episodes(
-            self._scenario, msgspec.structs.replace(wanted, newest_first=True, limit=self._config.max_episodes)
-        ):
-            actions += len(episode.actions)
-            if together and newest and actions > _MOST_AT_ONCE:
-                break
-            newest.append(episode)
+        chosen = await self._choose(wanted, together=together)
+        newest = await self._read(wanted, chosen)
         await self._count_the_others(model, wanted, taken=len(newest))
         newest.sort(key=lambda episode: (episode.task_id or "", episode.episode_id))
         records = EpisodeRecords(self._store, self._scenario, model, self._rules)
@@ -94,12 +93,13 @@ class _Gathering:
             if lived.damaged:
                 self._excluded.append(Excluded(episode.episode_id, DAMAGED))
             elif together:
-                held[self._is_held_out(episode, together=True)].append(lived)
+                # By side, so that no pair is of both.
+                held[self._split.is_held_out(attempted(episode))].append(lived)
             else:
-                self._convert(model, [lived], held_out=self._is_held_out(episode, together=False))
-        for held_out, several in held.items():
+                self._convert(model, [lived])
+        for several in held.values():
             if several:  # in a thread: to pair thousands takes its time, and ingest goes on
-                await asyncio.to_thread(self._convert, model, several, held_out=held_out)
+                await asyncio.to_thread(self._convert, model, several)
 
     def write(self, directory: Path, learn_models: list[str]) -> tuple[LoraManifest, str]:
         """Put what was taken into files."""
@@ -109,47 +109,86 @@ class _Gathering:
             scenario=self._scenario,
             config=self._config,
             learn_models=learn_models,
+            episodes=self._episodes,
             passed_over=dict(sorted(self._passed_over.items())),
             excluded=self._excluded,
         )
 
+    async def _choose(self, wanted: EpisodeFilter, *, together: bool) -> set[str]:
+        """The ids of the episodes to take."""
+        looked_at = _newest(wanted, _TURNS_AMONG * self._config.max_episodes)
+        candidates = [_candidate(one) async for one in self._store.episodes(self._scenario, looked_at)]
+        chosen: set[str] = set()
+        actions = 0
+        turns = await asyncio.to_thread(in_turns, candidates)  # half a second, and ingest goes on
+        for one in turns[: self._config.max_episodes]:
+            actions += one.actions
+            if together and chosen and actions > _MOST_AT_ONCE:
+                break
+            chosen.add(one.episode_id)
+        return chosen
+
+    async def _read(self, wanted: EpisodeFilter, chosen: set[str]) -> list[Episode]:
+        # A second time, since five times as many whole episodes would be in hand: about 100 MB.
+        again = _newest(wanted, _TURNS_AMONG * self._config.max_episodes)
+        found = [one async for one in self._store.episodes(self._scenario, again) if one.episode_id in chosen]
+        return [await self._with_its_group(episode) for episode in found]
+
+    async def _with_its_group(self, episode: Episode) -> Episode:
+        """A graph's record names no group, but its session may."""
+        session_id = episode.session_id
+        if episode.task_id is not None or episode.group_id is not None or session_id is None:
+            return episode
+        if session_id not in self._groups:
+            ended = await self._store.sessions(self._scenario, session_id=session_id)
+            self._groups[session_id] = ended[0].record.group_id if ended else None
+        return msgspec.structs.replace(episode, group_id=self._groups[session_id])
+
     async def _count_the_others(self, model: LearnModel, wanted: EpisodeFilter, *, taken: int) -> None:
-        all_wanted = await self._store.count_episodes(self._scenario, wanted)
+        all_wanted = max(taken, await self._store.count_episodes(self._scenario, wanted))
         if all_wanted > taken:
-            self._passed_over[f"{model.name}: older than the newest {taken}"] += all_wanted - taken
-        of_model = await self._store.count_episodes(self._scenario, EpisodeFilter(learn_model=model.name))
+            reason = f"{model.name}: beyond the newest {taken}, by turns of producers and tasks"
+            self._passed_over[reason] += all_wanted - taken
+        of_model = max(
+            all_wanted, await self._store.count_episodes(self._scenario, EpisodeFilter(learn_model=model.name))
+        )
         if of_model > all_wanted:
             self._passed_over[f"{model.name}: no success"] += of_model - all_wanted
+        self._episodes += of_model
 
-    def _is_held_out(self, episode: Episode, *, together: bool) -> bool:
-        """By session or task, as everywhere; episodes that are compared with one another by their group.
-
-        The attempts of a group have the same prompt. By session they would lie on both sides, and their pairs as well.
-        """
-        if together and episode.group_id is not None:
-            return holdout(holdout_key(self._scenario, episode.group_id), self._rules.holdout)
-        return episode.holdout
-
-    def _convert(self, model: LearnModel, several: list[Lived], *, held_out: bool) -> None:
+    def _convert(self, model: LearnModel, several: list[Lived]) -> None:
         try:
             converted = model.convert_batch([(lived.episode, lived.context) for lived in several])
         except Exception as error:  # noqa: BLE001 - a user's model may raise anything; it loses these episodes only
             reason = f"the learn model failed: {type(error).__name__}: {error}"
             self._excluded += [Excluded(lived.episode.episode_id, reason) for lived in several]
             return
-        self._excluded += converted.excluded
         by_id = {lived.episode.episode_id: lived for lived in several}
+        silent = by_id.keys() - {one.episode_id for one in converted.excluded}
         for example in converted.examples:  # one that names no episode counts as the first one's
             lived = by_id.get(example.metadata.episode_id or "", several[0])
             rejected = by_id.get(example.metadata.rejected_episode_id or "", lived)
-            self._gathered.add(_told(model, lived, rejected, example, held_out=held_out))
+            told = _told(model, lived, rejected, example)
+            silent -= told.episodes
+            self._gathered.add(told)
+        self._excluded += converted.excluded
+        self._excluded += [Excluded(name, "the learn model made nothing of it") for name in silent]
 
 
 def _successes(model: LearnModel) -> EpisodeFilter:
     return EpisodeFilter(learn_model=model.name, outcome="success")
 
 
-def _told(model: LearnModel, lived: Lived, rejected: Lived, example: TrainingData, *, held_out: bool) -> Told:
+def _newest(wanted: EpisodeFilter, most: int) -> EpisodeFilter:
+    return msgspec.structs.replace(wanted, newest_first=True, limit=most)
+
+
+def _candidate(episode: Episode) -> Candidate:
+    outcome = str(episode.outcome.__struct_config__.tag)
+    return Candidate(episode.episode_id, episode.producer, attempted(episode), outcome, len(episode.actions))
+
+
+def _told(model: LearnModel, lived: Lived, rejected: Lived, example: TrainingData) -> Told:
     episode = lived.episode
     told = Told(
         data=example,
@@ -157,10 +196,13 @@ def _told(model: LearnModel, lived: Lived, rejected: Lived, example: TrainingDat
         episode_id=episode.episode_id,
         actions=episode.actions if example.chosen == ARROW.join(episode.actions) else [],
         producers=lived.producers,
-        held_out=held_out,
+        task=attempted(episode),
     )
     if example.rejected is None:
         return told
     return msgspec.structs.replace(
-        told, rejected_episode_id=rejected.episode.episode_id, rejected_producers=rejected.producers
+        told,
+        rejected_episode_id=rejected.episode.episode_id,
+        rejected_producers=rejected.producers,
+        rejected_task=attempted(rejected.episode),
     )

@@ -1,4 +1,4 @@
-"""From what the learn models say to the rows of a training: each text once, in two honest sides, no producer too loud.
+"""From what learn models say to the rows of a training: a text once a side, no task on both, no producer too loud.
 
 Pure, and free of the order in which records came: rows stand in the order of a hash of their text.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 from worker.episodes.training_data import TrainingData
 from worker.learning.shares import WHOLE, ProducerTotals, producer_weights
 from worker.training.lora.inputs import EPISODES_NAMED, LoraExample
+from worker.training.lora.split import Split
 
 
 class Told(Struct, frozen=True):
@@ -26,83 +28,119 @@ class Told(Struct, frozen=True):
     episode_id: str  # of a pair the chosen one's
     actions: list[str]  # see LoraExample
     producers: frozenset[str]  # who sent its records
-    held_out: bool
+    task: str  # what it is an attempt at: see `worker.training.lora.split`
     #: Of a pair the rejected one's.
     rejected_episode_id: str | None = None
     rejected_producers: frozenset[str] = frozenset()
+    rejected_task: str | None = None
+
+    @property
+    def tasks(self) -> set[str]:
+        """Of a pair both; they are one but to a learn model of somebody's own."""
+        return {self.task} if self.rejected_task is None else {self.task, self.rejected_task}
+
+    @property
+    def episodes(self) -> set[str]:
+        """Of a pair both."""
+        return {self.episode_id} if self.rejected_episode_id is None else {self.episode_id, self.rejected_episode_id}
 
 
 class Side(Struct, frozen=True):
-    """The rows of one file, all episodes that they were made of, and how many rows of which producer were left out."""
+    """The rows of one file, what they were made of, and what was left out."""
 
     rows: list[LoraExample]
-    episodes: list[str]
-    capped: dict[str, int]
+    episodes: list[str]  # all
+    tasks: int
+    capped: dict[str, int]  # rows left out, by producer
+    capped_episodes: list[str]  # that no other row is made of
 
 
 class _Row(Struct):
     example: LoraExample
-    episodes: list[str]
-    rejected_episodes: set[str]
+    told: list[Told]
     tellers: tuple[set[str], set[str]]  # the producers of the wanted answer, and of the unwanted one
 
 
 class Gathered:
     """Takes examples one by one; then the two sides of them."""
 
-    def __init__(self) -> None:
-        self._sides: dict[bool, dict[bytes, _Row]] = {False: {}, True: {}}
-        self.text_bytes = 0  # of the rows in UTF-8, system prompts too: each row has its own in the file
-        self.repeated = 0  # examples that said what another had said
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._told: dict[bytes, list[Told]] = {}  # by text
+        self.text_bytes = 0  # of each text once, in UTF-8, system prompts too: each row has its own in the file
 
     def add(self, told: Told) -> None:
         """Take one in."""
-        data, rows = told.data, self._sides[told.held_out]
-        key = _digest(data.system, data.prompt, data.chosen, data.rejected)
-        row = rows.get(key)
-        if row is None:
-            example = LoraExample(
-                prompt=data.prompt,
-                chosen=data.chosen,
-                system=data.system,
-                rejected=data.rejected,
-                learn_model=told.learn_model,
-                actions=told.actions,
-                episodes=[],
-            )
-            row = rows[key] = _Row(example, [], set(), (set(), set()))
-            texts = (data.system, data.prompt, data.chosen, data.rejected)
-            self.text_bytes += sum(len(text.encode()) for text in texts if text is not None)
+        data = told.data
+        texts = (data.system, data.prompt, data.chosen, data.rejected)
+        same = self._told.setdefault(_digest(*texts), [])
+        if same:
+            told = replace(told, data=same[0].data)  # in memory once
         else:
-            self.repeated += 1
-            if told.learn_model < row.example.learn_model:  # whoever came first must make no difference
-                row.example = replace(row.example, learn_model=told.learn_model, actions=told.actions)
-        row.episodes.append(told.episode_id)
-        if told.rejected_episode_id is not None:
-            row.rejected_episodes.add(told.rejected_episode_id)
-        for tellers, producers in zip(row.tellers, (told.producers, told.rejected_producers), strict=True):
-            tellers.update(producers)
+            self.text_bytes += sum(len(text.encode()) for text in texts if text is not None)
+        same.append(told)
 
     def sides(self, producer_share: float) -> tuple[Side, Side]:
         """What is trained on, and what is held out."""
-        train = _side(self._sides[False], producer_share)
+        out = self._held_out()
+        train = _side(self._rows(out, held_out=False), producer_share)
         # Whatever the answer: two attempts at one task begin alike, and the next action is what is judged.
         asked = {_digest(row.system, row.prompt) for row in train.rows}
-        held_out = _side(self._sides[True], producer_share)
+        held_out = _side(self._rows(out, held_out=True), producer_share)
         marked = [replace(row, seen=True) if _digest(row.system, row.prompt) in asked else row for row in held_out.rows]
         return train, replace(held_out, rows=marked)
+
+    def _held_out(self) -> set[str]:
+        """The tasks that are held out. A pair is of tasks of one side."""
+        told = [each for same in self._told.values() for each in same]
+        tasks = {each.task for each in told}
+        out = {task for task in tasks if self._split.is_held_out(task)}
+        if not out and len(tasks) > 1:
+            # Not one that a pair ties to another task: that would be trained on.
+            tied = {task for each in told if len(each.tasks) > 1 for task in each.tasks}
+            out = self._split.one_of_few(tasks - tied)
+        return out
+
+    def _rows(self, out: AbstractSet[str], *, held_out: bool) -> dict[bytes, _Row]:
+        sides = {key: [each for each in same if (each.task in out) is held_out] for key, same in self._told.items()}
+        return {key: _row(told) for key, told in sides.items() if told}
+
+
+def _row(told: list[Told]) -> _Row:
+    data = told[0].data
+    # Whoever came first must make no difference.
+    first = min(told, key=lambda each: (each.learn_model, each.actions))
+    return _Row(
+        LoraExample(
+            prompt=data.prompt,
+            chosen=data.chosen,
+            system=data.system,
+            rejected=data.rejected,
+            learn_model=first.learn_model,
+            actions=first.actions,
+            episodes=sorted(each.episode_id for each in told)[:EPISODES_NAMED],
+            times=len(told),
+        ),
+        told,
+        (
+            {producer for each in told for producer in each.producers},
+            {producer for each in told for producer in each.rejected_producers},
+        ),
+    )
 
 
 def _side(rows: Mapping[bytes, _Row], producer_share: float) -> Side:
     capped = _above_the_share(rows, producer_share)
-    kept = [rows[key] for key in sorted(rows.keys() - {key for keys in capped.values() for key in keys})]
+    left_out = {key for keys in capped.values() for key in keys}
+    kept = [told for key in rows.keys() - left_out for told in rows[key].told]
+    episodes = {episode for told in kept for episode in told.episodes}
+    above = {episode for key in left_out for told in rows[key].told for episode in told.episodes}
     return Side(
-        rows=[
-            replace(row.example, episodes=sorted(row.episodes)[:EPISODES_NAMED], times=len(row.episodes))
-            for row in kept
-        ],
-        episodes=sorted({episode for row in kept for episode in (*row.episodes, *row.rejected_episodes)}),
+        rows=[rows[key].example for key in sorted(rows.keys() - left_out)],
+        episodes=sorted(episodes),
+        tasks=len({told.task for told in kept}),
         capped={producer: len(keys) for producer, keys in sorted(capped.items())},
+        capped_episodes=sorted(above - episodes),
     )
 
 

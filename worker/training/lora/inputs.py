@@ -54,7 +54,7 @@ class LoraConfig(Struct, frozen=True, kw_only=True):
     min_examples: int = 20
     max_episodes: int = 20_000
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    holdout: float = 0.2  # share held out for the gate; the files are split already
+    holdout: float = 0.2  # share of tasks held out for the gate; the files are split already
     producer_share: float = 1.0
     gate: GateConfig = GateConfig()
     seed: int = 42  # the original's default
@@ -95,7 +95,7 @@ class LoraExample(Struct, frozen=True, kw_only=True):
     actions: list[str] = []
     episodes: list[str]  # ids, sorted, at most `EPISODES_NAMED`; of a pair the chosen one's
     times: int = 1  # how many episodes (or pairs) said the same
-    #: Held out, though the same prompt is trained on too, from another session: figures should tell these apart.
+    #: Held out, though the same prompt is trained on too, from another task: figures should tell these apart.
     seen: bool = False
 
 

@@ -20,9 +20,11 @@ class ManifestFile(Struct, frozen=True, kw_only=True):
 
     sha256: str
     examples: int  # rows
-    lived: int  # examples that they stand for, repeated ones counted
+    lived: int  # examples that they stand for: those that say the same are merged
     episodes: list[str]  # all that are taught from, of pairs both, sorted
+    tasks: int  # that these are attempts at: see `worker.training.lora.split`
     capped: dict[str, int]  # rows left out, by the producer that had brought more than its share
+    capped_episodes: int  # that nothing is taught from, since their rows were capped
 
 
 class LoraManifest(Struct, frozen=True, kw_only=True):
@@ -40,11 +42,13 @@ class LoraManifest(Struct, frozen=True, kw_only=True):
     producer_share: float
     max_episodes: int
     files: dict[str, ManifestFile]
-    #: Held-out rows whose prompt is trained on too, from another session.
+    #: Held-out rows whose prompt is trained on too, from another task.
     seen: int
+    #: All of these learn models: those of both files, their `capped_episodes`, and those passed over and excluded.
+    episodes: int
     #: Episodes that were not looked at, by reason.
     passed_over: dict[str, int]
-    #: Episodes that gave no example, by kind of reason, and each of them with its reason.
+    #: Episodes that gave no example, by kind of reason, and each of them once with a reason.
     excluded: dict[str, int]
     excluded_episodes: list[Excluded]
 
@@ -56,10 +60,14 @@ def write_data(
     scenario: str,
     config: LoraConfig,
     learn_models: list[str],
+    episodes: int,
     passed_over: dict[str, int],
     excluded: list[Excluded],
 ) -> tuple[LoraManifest, str]:
     """Put both files of rows and the manifest in `directory`, read-only; the manifest and its SHA-256."""
+    told = {episode for side in sides for episode in (*side.episodes, *side.capped_episodes)}
+    by_reason = sorted(excluded, key=lambda one: (one.episode_id, one.reason), reverse=True)
+    without = {one.episode_id: one for one in by_reason if one.episode_id not in told}  # the first reason
     files = {}
     for name, side in zip((TRAIN_FILE, HELD_OUT_FILE), sides, strict=True):
         lines = msgspec.json.Encoder().encode_lines(side.rows)
@@ -69,7 +77,9 @@ def write_data(
             examples=len(side.rows),
             lived=sum(row.times for row in side.rows),
             episodes=side.episodes,
+            tasks=side.tasks,
             capped=side.capped,
+            capped_episodes=len(side.capped_episodes),
         )
     manifest = LoraManifest(
         scenario=scenario,
@@ -80,10 +90,11 @@ def write_data(
         max_episodes=config.max_episodes,
         files=files,
         seen=sum(row.seen for row in sides[1].rows),
+        episodes=episodes,
         passed_over=passed_over,
         # What stands before the colon: behind it a learn model may name the episode, so no two are the same.
-        excluded=dict(sorted(Counter(one.reason.partition(":")[0] for one in excluded).items())),
-        excluded_episodes=sorted(excluded, key=lambda one: (one.episode_id, one.reason)),
+        excluded=dict(sorted(Counter(one.reason.partition(":")[0] for one in without.values()).items())),
+        excluded_episodes=sorted(without.values(), key=lambda one: one.episode_id),
     )
     data = msgspec.json.encode(manifest, order="sorted")
     replace_file(directory / MANIFEST_FILE, data, mode=0o400)
