@@ -17,6 +17,7 @@ from worker.models.adapter import (
     AdapterFile,
     AdapterModel,
     BaseModel,
+    Before,
     Probe,
     encode,
 )
@@ -45,8 +46,12 @@ def register(
     answer: str | None = None,
     expected: str | None = None,
     probes: bool = True,
+    before: Registered | None = None,
 ) -> Registered:
-    """Put version `version` into `<data_dir>/models`; `expected` is what its probe wants, where its files lie."""
+    """Put version `version` into `<data_dir>/models`; `expected` is what its probe wants, where its files lie.
+
+    `before` was live when it was trained.
+    """
     answer = answer or f"go {version}"
     directory = data_dir / "models" / scenario / str(version)
     weights = json.dumps({"answer": answer, "version": version}).encode()
@@ -66,7 +71,17 @@ def register(
         examples=40,
         data_sha256="1" * 64,
         files=[AdapterFile(path=path, sha256=sha256, size=len(weights)) for path in paths],
-        probes=[Probe(prompt=PROMPT, expected=expected or answer, base=BASE_ANSWER, max_tokens=8)] if probes else [],
+        probes=[
+            Probe(
+                prompt=PROMPT,
+                expected=expected or answer,
+                base=BASE_ANSWER,
+                before=None if before is None else Before(sha256=before.model.sha256, answer=before.answer),
+                max_tokens=8,
+            )
+        ]
+        if probes
+        else [],
     )
     content = encode(document)
     (directory / "model.json").write_bytes(content)

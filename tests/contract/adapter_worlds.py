@@ -77,6 +77,10 @@ class AdapterWorld(Protocol):
         """The next applies fail at the server (or at the disk), or do no more. What is served goes on."""
         ...
 
+    def go_on_answering(self, answer: str | None) -> None:
+        """Whatever the server is told to load from now on, it goes on answering so; None: no more."""
+        ...
+
     async def restart_server(self) -> None:
         """What serves starts anew; adapters that it only held in memory are gone."""
         ...
@@ -115,6 +119,9 @@ class ServerWorld:
 
     def trouble(self, *, on: bool) -> None:
         self.server.refuse_loads = on
+
+    def go_on_answering(self, answer: str | None) -> None:
+        self.server.goes_on_answering = answer
 
     async def restart_server(self) -> None:
         self.server.restart()
@@ -189,6 +196,10 @@ class OwnServersWorld:
         for server in self.servers:
             server.refuse_new = on
 
+    def go_on_answering(self, answer: str | None) -> None:
+        for server in self.servers:
+            server.goes_on_answering = answer
+
     async def restart_server(self) -> None:
         for server in self.servers:
             await server.stop()
@@ -245,6 +256,9 @@ class FilesWorld:
             self._folder.unlink()
             aside.rename(self._folder)
 
+    def go_on_answering(self, answer: str | None) -> None:
+        pass
+
     async def restart_server(self) -> None:
         pass
 
@@ -290,6 +304,9 @@ class WebhookWorld:
 
     def trouble(self, *, on: bool) -> None:
         self.receiver.refuses = on
+
+    def go_on_answering(self, answer: str | None) -> None:
+        self.receiver.goes_on_answering = answer
 
     async def restart_server(self) -> None:
         self.receiver.served.clear()

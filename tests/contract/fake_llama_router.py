@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.contract.adapter_building import BASE_ANSWER, answer_of
+from tests.contract.adapter_building import BASE_ANSWER
 from tests.contract.fake_server import FakeServer, refusal
 
 #: Seconds that a process takes to start and to stop.
@@ -167,7 +167,7 @@ class FakeLlamaRouter(FakeServer):
         await asyncio.sleep(_STEP)
         file = instance.running.get("lora")
         try:
-            instance.answer = BASE_ANSWER if file is None else answer_of(Path(file))
+            instance.answer = BASE_ANSWER if file is None else self.answer_with(Path(file))
         except (OSError, ValueError):
             instance.exit_code = 1
         await instance.become("unloaded" if instance.exit_code else "loaded")

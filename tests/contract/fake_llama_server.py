@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.contract.adapter_building import BASE_ANSWER, answer_of
+from tests.contract.adapter_building import BASE_ANSWER
 from tests.contract.fake_server import FakeServer, Handler, refusal
 from worker.errors import ApplyFailed
 from worker.models.applicators.server_process import Running, ServerProcess
@@ -118,7 +118,7 @@ class FakeLlamaServer(FakeServer):
             assert request.transport is not None
             request.transport.abort()
             return web.Response(status=500)
-        text = answer_of(Path(self.option("--lora"))) if self._scale else BASE_ANSWER
+        text = self.answer_with(Path(self.option("--lora"))) if self._scale else BASE_ANSWER
         return web.json_response({"choices": [{"index": 0, "text": text, "finish_reason": "stop"}]})
 
 

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from tests.contract.adapter_building import answer_of
 from tests.contract.fake_server import FakeServer
 
 
@@ -58,7 +57,7 @@ class FakeReceiver(FakeServer):
             self.served.pop(scenario, None)
         elif not self.stuck:
             directory = Path(urlsplit(document["uri"]).path)
-            self.served[scenario] = (document["sha256"], answer_of(directory / "adapter/peft"))
+            self.served[scenario] = (document["sha256"], self.answer_with(directory / "adapter/peft"))
         return web.Response(text="thanks")
 
     async def _complete(self, request: web.Request) -> web.Response:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Self, TypeAlias
 
 from aiohttp import web
+
+from tests.contract.adapter_building import answer_of
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -19,6 +22,8 @@ class FakeServer:
         self.calls: list[str] = []
         #: Called with each call before it is answered.
         self.on_call: Callable[[str], Awaitable[None]] | None = None
+        #: What it goes on answering, whatever adapter it is told to load from now on.
+        self.goes_on_answering: str | None = None
         self._runner: web.AppRunner | None = None
 
     def routes(self) -> Iterable[web.RouteDef]:
@@ -32,6 +37,11 @@ class FakeServer:
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer somebody who is let in."""
         return await handler(request)
+
+    def answer_with(self, path: Path) -> str:
+        """What it answers that was told to load this file or directory."""
+        answer = answer_of(path)
+        return answer if self.goes_on_answering is None else self.goes_on_answering
 
     async def start(self) -> None:
         """Listen on a free port."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from tests.contract.adapter_building import BASE_ANSWER, answer_of
+from tests.contract.adapter_building import BASE_ANSWER
 from tests.contract.fake_server import FakeServer, Handler, refusal
 
 BASE = "tiny"
@@ -78,7 +78,7 @@ class FakeVllm(FakeServer):
             local = self.seen_at[1] / path[len(self.seen_at[0]) + 1 :]
         if not local.is_dir():
             return refusal(404, f"Loading lora {name} failed: No adapter found for {path}", "NotFoundError")
-        self._answers[name] = answer_of(local)
+        self._answers[name] = self.answer_with(local)
         self.paths[name] = path
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 

@@ -163,6 +163,26 @@ async def test_an_adapter_that_does_not_answer_as_it_should_is_refused(
     assert await world.answer("S") == one.answer
 
 
+@only("probes")
+async def test_a_server_that_goes_on_serving_the_adapter_before_under_the_new_name_is_found_out(
+    kind: Kind, world: AdapterWorld, applicator: Applicator, tmp_path: Path
+) -> None:
+    """Its answer begins as the new one's, in another way than the base's: only beside the old one's it tells."""
+    one = register(tmp_path, 1, answer="go up")
+    two = register(tmp_path, 2, answer="go down", before=one)
+    await applicator.apply(one.model, one.content)
+    world.go_on_answering(one.answer)
+    with pytest.raises(ApplyFailed, match="0 of 1 as with it, 1 as with the adapter before it"):
+        await applicator.apply(two.model, two.content)
+    if not kind.keeps:
+        await applicator.apply(one.model, one.content)  # as the applier does
+    assert await applicator.served("S") == one.model.sha256
+    assert await world.answer("S") == one.answer
+    world.go_on_answering(None)
+    assert "1 of 1 as with it, 0 as with the adapter before" in str(await applicator.apply(two.model, two.content))
+    assert await applicator.served("S") == two.model.sha256
+
+
 async def test_an_adapter_without_probes_is_applied(
     world: AdapterWorld, applicator: Applicator, tmp_path: Path
 ) -> None:

@@ -16,7 +16,17 @@ from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.lora.tiny import TARGETS, TinyBase, question, rendered
-from worker.models.adapter import ADAPTER_DIR, GGUF_FILE, PEFT_DIR, AdapterFile, AdapterModel, BaseModel, Probe, encode
+from worker.models.adapter import (
+    ADAPTER_DIR,
+    GGUF_FILE,
+    PEFT_DIR,
+    AdapterFile,
+    AdapterModel,
+    BaseModel,
+    Before,
+    Probe,
+    encode,
+)
 from worker.store.port import Model
 
 _RANK, _ALPHA = 4, 8.0
@@ -33,12 +43,15 @@ class AdapterMaker:
         self._prompts = [rendered(question(target)) for target in TARGETS[:2]]
         self._plain = [self._answer(prompt) for prompt in self._prompts]
 
-    def registered(self, data_dir: Path, version: int, *, scenario: str = "S", seed: int | None = None) -> Made:
-        """Put an adapter into `<data_dir>/models`, as the registry holds it."""
+    def registered(
+        self, data_dir: Path, version: int, *, scenario: str = "S", seed: int | None = None, before: Made | None = None
+    ) -> Made:
+        """Put an adapter into `<data_dir>/models`, as the registry holds it; `before` was live then."""
         directory = data_dir / "models" / scenario / str(version)
         (directory / ADAPTER_DIR).mkdir(parents=True)
         file = directory / ADAPTER_DIR / GGUF_FILE
         answers = self._write(file, seed or version)
+        theirs = {} if before is None else {one.prompt: _before(before, one) for one in before.probes}
         document = AdapterModel(
             scenario=scenario,
             objective="sft",
@@ -54,7 +67,7 @@ class AdapterMaker:
                 )
             ],
             probes=[
-                Probe(prompt=prompt, expected=answer, base=plain, max_tokens=_TOKENS)
+                Probe(prompt=prompt, expected=answer, base=plain, before=theirs.get(prompt), max_tokens=_TOKENS)
                 for prompt, answer, plain in zip(self._prompts, answers, self._plain, strict=True)
                 if answer != plain
             ],
@@ -120,6 +133,10 @@ def write_peft(gguf: Path, directory: Path) -> list[AdapterFile]:
         )
         for path in sorted(directory.iterdir())
     ]  # fmt: skip
+
+
+def _before(made: Made, probe: Probe) -> Before:
+    return Before(sha256=made.model.sha256, answer=probe.expected)
 
 
 class Made:

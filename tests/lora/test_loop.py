@@ -48,6 +48,10 @@ async def test_what_a_swarm_lived_becomes_an_adapter_that_a_server_answers_with_
             second = (await worker.tell("train-now", *of, "--kind", "lora", within=_TRAINED_SECONDS))["result"]
             assert second["gate"]["verdict"] == "blessed", second
             assert await asked(worker.data_dir, scenario, "db-2") == _SECOND
+            after = pointer(worker.data_dir, scenario)
+            assert after is not None
+            told = [probe["before"] for probe in after["model"]["probes"]]
+            assert told == [{"sha256": document["sha256"], "answer": _FIRST}] * 3  # asked of the server, all of them
 
             back = (await worker.tell("rollback", *of, "--kind", "lora"))["result"]
             assert (back["model_id"], back["previous_model_id"]) == (first["model_id"], second["model_id"])

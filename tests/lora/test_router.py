@@ -17,6 +17,7 @@ from tests.lora.made_adapters import AdapterMaker
 from tests.lora.tiny import TinyBase
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
+from worker.models.adapter import GGUF_FILE, adapter_directory
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.llama_router import LlamaRouterApplicator
 from worker.models.applicators.probe import answers_as
@@ -118,6 +119,22 @@ async def test_an_apply_changes_what_is_answered_and_going_back_restores_it(
     assert current is not None
     assert current.endpoint is not None
     assert (current.endpoint.url, current.endpoint.model) == (world.server.url, "S@1")
+
+
+async def test_a_server_that_goes_on_with_the_adapter_before_under_the_new_name_is_found_out(
+    start: Callable[..., World], maker: AdapterMaker, tmp_path: Path
+) -> None:
+    """By its answers: names and paths are as they should be."""
+    world = start()
+    one = maker.registered(tmp_path, 1)
+    two = maker.registered(tmp_path, 2, before=one)
+    await world.applicator.apply(one.model, one.content)
+    files = [adapter_directory(each.model) / GGUF_FILE for each in (one, two)]
+    files[1].write_bytes(files[0].read_bytes())
+    number = len(two.probes)
+    with pytest.raises(ApplyFailed, match=f"0 of {number} as with it, {number} as with the adapter before it"):
+        await world.applicator.apply(two.model, two.content)
+    assert await world.applicator.served("S") == one.model.sha256
 
 
 async def test_who_read_the_pointer_long_before_a_swap_is_still_answered(

@@ -20,7 +20,7 @@ from tests.unit.training_world import eventually
 from worker.durable import read_file
 from worker.episodes.worker_decision_sequence import AVAILABLE_ACTIONS
 from worker.episodes.worker_task import ARROW
-from worker.models.adapter import AdapterModel, decode
+from worker.models.adapter import AdapterModel, Before, decode
 from worker.models.adapter_files import check_adapter
 from worker.training.child import ChildLauncher, Died, Finished, TrainingStep
 from worker.training.commands import lora_environment
@@ -321,6 +321,29 @@ def test_the_live_adapter_answers_the_same_questions(adapter: Path, base: TinyBa
     assert candidate["exact"] == 0.0
     assert result.gate is not None
     assert result.gate.verdict == "rejected"
+
+
+def test_the_probes_tell_it_from_the_live_adapter_too(adapter: Path, base: TinyBase, tmp_path: Path) -> None:
+    """The second order begins as the first: what tells them apart is not what tells them from the base."""
+    wanted = (WANTED[0], AVAILABLE_ACTIONS[3], WANTED[-1])
+    rows = [example(target, actions=wanted) for target in TARGETS]
+    trained(tmp_path, config(base.directory), train=rows[:18], held_out=rows[18:], champion=as_champion(adapter))
+    probes = document_of(tmp_path).probes
+
+    assert len(probes) == 3
+    live = Before(sha256=result_of(adapter).model_sha256, answer=ARROW.join(WANTED))
+    for probe in probes:
+        assert (probe.expected, probe.before) == (ARROW.join(wanted), live)
+        assert probe.base not in (probe.expected, live.answer)
+
+
+def test_the_same_training_gives_the_same_adapter_while_its_own_result_is_live(
+    adapter: Path, base: TinyBase, tmp_path: Path
+) -> None:
+    again = trained(tmp_path, config(base.directory), champion=as_champion(adapter))
+
+    assert again.model_sha256 == result_of(adapter).model_sha256
+    assert [probe.before for probe in document_of(tmp_path).probes] == [None] * 3
 
 
 def test_a_champion_of_another_base_is_not_compared(adapter: Path, base: TinyBase, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ class LlamaRouterApplicator:
         crash.point("adapter_loaded")
         answers = await probe(self._client, document, name)
         if not answers.served:
+            if name != before:  # whoever tries again gets it loaded anew
+                await self._release_others(model.scenario, but={before})
             raise ApplyFailed(f"{name} at {self._client.shown} does not answer as the adapter does: {answers.detail}")
         crash.point("adapter_probed")
         endpoint = Endpoint(url=self._client.url, model=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from worker.models.adapter import AdapterModel
 _PIECES = re.compile(r"\w+|[^\w\s]")
 #: Most characters of an answer that are shown to people.
 _SHOWN = 60
+#: And digits of a hash.
+_SHA256_SHOWN = 12
 
 
 class Completes(Protocol):
@@ -23,46 +26,88 @@ class Completes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """What the server answered to the probes of one adapter."""
+class Told:
+    """How the answers to those probes went that tell the adapter from one other."""
 
     asked: int
     as_adapter: int
-    as_base: int
+    as_other: int
+
+    @property
+    def speaks_against(self) -> bool:
+        """One answer is enough for the adapter: the server's base may be quantised and then turns some answers back.
+
+        With the other one in force none would be as with the adapter.
+        """
+        return self.asked > 0 and self.as_adapter == 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What the server answered to the probes of one adapter."""
+
+    base: Told
+    before: Told  # the adapter that was live when this one was trained
+    sha256_before: str  # of that one's model.json; empty where no probe tells it
     sample: str  # the first answer, for people
 
     @property
-    def served(self) -> bool:
-        """Whether the adapter is in force; true as well where it has no probe, so nothing speaks against it.
+    def asked(self) -> bool:
+        """Whether the adapter has a probe."""
+        return self.base.asked + self.before.asked > 0
 
-        One answer is enough: the server's base may be quantised and then turns some answers back, while without the
-        adapter none would be as with it.
-        """
-        return self.asked == 0 or self.as_adapter > 0
+    @property
+    def served(self) -> bool:
+        """Whether the adapter is in force; true as well where it has no probe, so nothing speaks against it."""
+        return not (self.base.speaks_against or self.before.speaks_against)
 
     @property
     def detail(self) -> str:
         """For people."""
         if not self.asked:
             return "the adapter has no probe: no answer was compared"
-        return (
-            f"{self.as_adapter} of {self.asked} probes answered as with the adapter, {self.as_base} as without it; "
-            f"first answer: {self.sample!r}"
+        from_base = (
+            f"{self.base.as_adapter} of {self.base.asked} probes answered as with the adapter, "
+            f"{self.base.as_other} as without it"
+            if self.base.asked
+            else "no probe tells it from the base"
         )
+        from_before = (
+            f"{self.before.as_adapter} of {self.before.asked} as with it, {self.before.as_other} as with the adapter "
+            f"before it (sha256 {self.sha256_before[:_SHA256_SHOWN]})"
+            if self.before.asked
+            else "no probe tells it from another adapter"
+        )
+        return f"{from_base}; {from_before}; first answer: {self.sample!r}"
 
 
 async def probe(client: Completes, adapter: AdapterModel, model: str | None) -> ProbeResult:
-    """Ask `model` (None: the server's only one) every probe of `adapter`. Raises `ApplyFailed`."""
+    """Ask `model` (None: the server's only one) every probe of `adapter` that tells. Raises `ApplyFailed`."""
     answers = [
         (each, await client.complete(model, each.prompt, max_tokens=each.max_tokens))
         for each in adapter.probes
-        if _PIECES.findall(each.expected) != _PIECES.findall(each.base)  # else it tells nothing
+        if _differ(each.expected, each.base) or (each.before is not None and _differ(each.expected, each.before.answer))
     ]
+    with_before = [(each.expected, each.before, answer) for each, answer in answers if each.before is not None]
     return ProbeResult(
-        asked=len(answers),
-        as_adapter=sum(answers_as(each.expected, each.base, answer) for each, answer in answers),
-        as_base=sum(answers_as(each.base, each.expected, answer) for each, answer in answers),
+        base=_told((each.expected, each.base, answer) for each, answer in answers),
+        before=_told((expected, before.answer, answer) for expected, before, answer in with_before),
+        sha256_before=with_before[0][1].sha256 if with_before else "",
         sample=answers[0][1][:_SHOWN] if answers else "",
+    )
+
+
+def _differ(one: str, other: str) -> bool:
+    return _PIECES.findall(one) != _PIECES.findall(other)
+
+
+def _told(answers: Iterable[tuple[str, str, str]]) -> Told:
+    """Of what the adapter answers, the other one, and the server."""
+    telling = [each for each in answers if _differ(each[0], each[1])]  # else it tells nothing
+    return Told(
+        asked=len(telling),
+        as_adapter=sum(answers_as(mine, other, answer) for mine, other, answer in telling),
+        as_other=sum(answers_as(other, mine, answer) for mine, other, answer in telling),
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,6 @@ from typing import Any, cast
 import peft
 import torch
 import transformers
-from msgspec.structs import replace
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 
@@ -22,13 +21,10 @@ from worker import __version__
 from worker.durable import make_private_directory, replace_file
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterModel, Probe, encode
-from worker.models.gate import Weighed
-from worker.models.lora_gate import Answered, weigh_adapter
 from worker.training.lora.base import Base, device_of, load_base, require_servable
-from worker.training.lora.champion import CANDIDATE, CHAMPION, load_champion
+from worker.training.lora.champion import CANDIDATE
 from worker.training.lora.checkpoints import Checkpoints
 from worker.training.lora.dpo import dpo_loss
-from worker.training.lora.evaluate import evaluate, passes
 from worker.training.lora.files import files_below, write_peft
 from worker.training.lora.gguf_adapter import write_gguf
 from worker.training.lora.inputs import (
@@ -38,12 +34,12 @@ from worker.training.lora.inputs import (
     read_examples,
     read_lora_input,
 )
+from worker.training.lora.judging import judge
 from worker.training.lora.loop import Loss, train
-from worker.training.lora.probes import probes_of
-from worker.training.lora.progress import JUDGED, LOADED, PROBED, TRAINED, Report, StepProgress
+from worker.training.lora.progress import LOADED, PROBED, Report, StepProgress
 from worker.training.lora.schedule import Schedule
 from worker.training.lora.sft import sft_loss
-from worker.training.lora.tokens import Encoded, Encoder
+from worker.training.lora.tokens import Encoder
 from worker.training.lora.world import joined, leads
 from worker.training.results import RESULT_FILE, TrainingResult, encode_result
 
@@ -97,9 +93,9 @@ class _Training:
             )
         if not leads():
             return
-        weighed, answered = self._weigh(model, base, held_out, encoder.pad)
-        self._report(JUDGED, "looking for answers that changed")
-        probes = probes_of(model, _likeliest_to_change(answered, held_out, examples), encoder)
+        weighed, probes = judge(
+            model, self._given, base.document, encoder, held_out=held_out, examples=examples, report=self._report
+        )
         self._report(PROBED, "writing")
         content = encode(self._document(model, base, len(examples), probes))
         replace_file(self._output / MODEL_FILE, content)
@@ -132,36 +128,6 @@ class _Training:
         steps = self._schedule(examples).steps
         self._report(LOADED, f"training on {examples} examples, {steps} steps")
         return StepProgress(self._report, steps=steps, clock=time.monotonic)
-
-    def _weigh(
-        self, model: PeftModel, base: Base, held_out: Sequence[Encoded], pad: int
-    ) -> tuple[Weighed, tuple[list[Answered], list[Answered]]]:
-        """The gate's word, and how the candidate and the base did."""
-        given, config = self._given, self._given.config
-        left_out = None if given.champion is None else load_champion(model, given.champion, base.document)
-        compared = given.champion is not None and left_out is None
-        done, of = 0, passes(held_out, config.batch_size) * (3 if compared else 2)
-
-        def on_batch() -> None:
-            nonlocal done
-            done += 1
-            self._report(TRAINED + (JUDGED - TRAINED) * done / of, f"judging on {len(held_out)} held-out examples")
-
-        ask = partial(evaluate, model, held_out, batch_size=config.batch_size, pad=pad, on_batch=on_batch)
-        candidate = ask()
-        with model.disable_adapter():
-            without = ask()
-        champion: list[Answered] | None = None
-        if compared:
-            model.set_adapter(CHAMPION)
-            champion = ask()
-            model.set_adapter(CANDIDATE)
-            model.delete_adapter(CHAMPION)
-        weighed = weigh_adapter(config.gate, config.objective, candidate, without, champion)
-        if left_out is not None:
-            reasons = [*weighed.verdict.reasons, f"not compared with the live adapter: {left_out}"]
-            weighed = replace(weighed, verdict=replace(weighed.verdict, reasons=reasons))
-        return weighed, (candidate, without)
 
     def _document(self, model: PeftModel, base: Base, examples: int, probes: list[Probe]) -> AdapterModel:
         """Write the adapter's files, whole or not at all, and say what they are."""
@@ -255,12 +221,3 @@ def _loss_of(model: PeftModel, config: LoraConfig, pad: int) -> Loss:
     if config.objective == "dpo":
         return partial(dpo_loss, model, beta=config.dpo_beta, pad=pad)
     return partial(sft_loss, model, pad=pad)
-
-
-def _likeliest_to_change(
-    answered: tuple[list[Answered], list[Answered]], held_out: Sequence[Encoded], examples: Sequence[Encoded]
-) -> list[Encoded]:
-    """Held-out examples that the adapter gained most on, then those that it was trained on."""
-    gained = [mine.right - theirs.right for mine, theirs in zip(*answered, strict=True)]
-    order = sorted(range(len(held_out)), key=lambda place: -gained[place])
-    return [held_out[place] for place in order if gained[place] > 0] + list(examples)
