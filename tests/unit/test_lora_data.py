@@ -302,6 +302,37 @@ async def test_what_is_compared_together_has_a_bound_of_actions(
         assert manifest.passed_over == {"dpo: beyond the newest 4, by turns of producers and tasks": 16}
 
 
+async def test_one_task_without_end_leaves_room_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_MOST_AT_ONCE", 40)
+    monkeypatch.setattr(data, "_MOST_OF_ONE", 20)
+    async with opened(tmp_path) as store:
+        for n in range(6):
+            actions = GOOD if n % 2 else BAD
+            await tell(store, task(f"t{n}", actions, target=f"g{n // 2}", group_id=f"g{n // 2}"), seq=n, at_ms=n + 1)
+        await tell(store, task("long", ["look"] * 39 + ["done"], group_id="g0"), seq=9, at_ms=99)
+        await project(store)
+        train, held_out, manifest = await written(store, tmp_path / "data", DPO)
+        assert {row.prompt.splitlines()[0] for row in train + held_out} == {f"Target: g{n}" for n in range(3)}
+        assert manifest.passed_over == {"dpo: of more than 1000 actions": 1}
+
+
+async def test_what_does_not_fit_is_the_text_of_whoever_is_loud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_MOST_TEXT", 20_000)
+    monkeypatch.setattr(data, "_IN_A_ROW", 4)
+    async with opened(tmp_path) as store:
+        for n in range(10):
+            await tell(store, task(f"z{n}"), producer="honest", seq=n, at_ms=n + 1)
+        flood = [one for n in range(99) for one in task(f"a{n}", target=f"{n} " + 900 * "x")]
+        await tell(store, flood, producer="flood", at_ms=1_000)
+        await project(store)
+        sequences = models_of("S", ())[:1]
+        train, held_out, manifest = await written(store, tmp_path / "data", models=lambda *_: sequences)
+        assert {row.prompt.split()[1] for row in train + held_out} >= {f"z{n}" for n in range(10)}
+        assert manifest.passed_over["beyond 0 MB of text"] > 50
+
+
 async def test_a_learn_model_that_fails_loses_its_own_episode_and_no_other(tmp_path: Path) -> None:
     class Careless(WorkerDecisionSequenceLearn):
         def convert(self, episode: Episode, context: EpisodeContext) -> TrainingData:

@@ -7,8 +7,10 @@ import random
 from worker.training.lora.turns import Candidate, in_turns
 
 
-def told(name: str, *, producer: str = "p", task: str | None = None, outcome: str = "success") -> Candidate:
-    return Candidate(name, producer, task or name, outcome, 3)
+def told(
+    name: str, *, producer: str = "p", task: str | None = None, outcome: str = "success", size: int = 1
+) -> Candidate:
+    return Candidate(name, producer, task or name, outcome, size)
 
 
 def names(chosen: list[Candidate]) -> list[str]:
@@ -37,6 +39,13 @@ def test_a_flood_of_failures_at_one_task_leaves_pairs_of_all() -> None:
     ]
     first = in_turns([*failures, told("good", task="hard"), *attempts])[:42]
     assert set(names(first)) == {"bad0", "good", *names(attempts)}
+
+
+def test_who_brings_much_at_a_time_has_fewer_turns() -> None:
+    long = [told(f"long{n}", producer="long", size=500) for n in range(20)]
+    short = [told(f"short{n}", producer="short", size=5) for n in range(200)]
+    first = in_turns([*long, *short])
+    assert [names(first).index(name) for name in ("long0", "long1")] == [99, 200]
 
 
 def test_all_get_their_turn_and_always_the_same() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,6 +33,12 @@ _MOST_TEXT = 64_000_000
 _TURNS_AMONG = 5
 #: Most actions in hand at once, where a learn model looks at several episodes together as preferences do: about 100 MB.
 _MOST_AT_ONCE = 100_000
+#: Most of one episode among these: a task that ran on for weeks would leave no room for another. Its example would be
+#: longer than models take.
+_MOST_OF_ONE = 1_000
+_TOO_LONG = f"of more than {_MOST_OF_ONE} actions"
+#: Episodes that are converted in the order of their tasks, which is quicker to read than that of their turns.
+_IN_A_ROW = 1_000
 
 
 async def write_training_data(
@@ -79,10 +85,11 @@ class _Gathering:
         # and those that failed too. All others teach what worked.
         together = type(model).convert_batch is not LearnModel.convert_batch
         wanted = EpisodeFilter(learn_model=model.name) if together else _successes(model)
-        chosen = await self._choose(wanted, together=together)
-        newest = await self._read(wanted, chosen)
+        turns = await self._choose(wanted, together=together)
+        newest = await self._read(wanted, turns)
         await self._count_the_others(model, wanted, taken=len(newest))
-        newest.sort(key=lambda episode: (episode.task_id or "", episode.episode_id))
+        # By turns, since there may be more text than fits.
+        newest.sort(key=lambda one: (turns[one.episode_id] // _IN_A_ROW, one.task_id or "", one.episode_id))
         records = EpisodeRecords(self._store, self._scenario, model, self._rules)
         held: dict[bool, list[Lived]] = {False: [], True: []}
         for at, episode in enumerate(newest):
@@ -99,6 +106,7 @@ class _Gathering:
                 self._convert(model, [lived])
         for several in held.values():
             if several:  # in a thread: to pair thousands takes its time, and ingest goes on
+                several.sort(key=lambda one: one.episode.episode_id)  # by turns it would be by arrival
                 await asyncio.to_thread(self._convert, model, several)
 
     def write(self, directory: Path, learn_models: list[str]) -> tuple[LoraManifest, str]:
@@ -114,25 +122,32 @@ class _Gathering:
             excluded=self._excluded,
         )
 
-    async def _choose(self, wanted: EpisodeFilter, *, together: bool) -> set[str]:
-        """The ids of the episodes to take."""
-        looked_at = _newest(wanted, _TURNS_AMONG * self._config.max_episodes)
-        candidates = [_candidate(one) async for one in self._store.episodes(self._scenario, looked_at)]
-        chosen: set[str] = set()
-        actions = 0
-        turns = await asyncio.to_thread(in_turns, candidates)  # half a second, and ingest goes on
+    async def _choose(self, wanted: EpisodeFilter, *, together: bool) -> dict[str, int]:
+        """The ids of the episodes to take, and when each has its turn."""
+        episodes = self._store.episodes(self._scenario, self._newest(wanted))
+        candidates = [_candidate(one, len(one.actions) if together else 1) async for one in episodes]
+        fitting = [one for one in candidates if one.size <= _MOST_OF_ONE]
+        if too_long := len(candidates) - len(fitting):
+            self._passed_over[f"{wanted.learn_model}: {_TOO_LONG}"] += too_long
+        turns = await asyncio.to_thread(in_turns, fitting)  # half a second, and ingest goes on
+        chosen: dict[str, int] = {}
+        size = 0
         for one in turns[: self._config.max_episodes]:
-            actions += one.actions
-            if together and chosen and actions > _MOST_AT_ONCE:
+            size += one.size
+            if together and size > _MOST_AT_ONCE:
                 break
-            chosen.add(one.episode_id)
+            chosen[one.episode_id] = len(chosen)
         return chosen
 
-    async def _read(self, wanted: EpisodeFilter, chosen: set[str]) -> list[Episode]:
+    async def _read(self, wanted: EpisodeFilter, chosen: Container[str]) -> list[Episode]:
         # A second time, since five times as many whole episodes would be in hand: about 100 MB.
-        again = _newest(wanted, _TURNS_AMONG * self._config.max_episodes)
-        found = [one async for one in self._store.episodes(self._scenario, again) if one.episode_id in chosen]
+        episodes = self._store.episodes(self._scenario, self._newest(wanted))
+        found = [one async for one in episodes if one.episode_id in chosen]
         return [await self._with_its_group(episode) for episode in found]
+
+    def _newest(self, wanted: EpisodeFilter) -> EpisodeFilter:
+        most = _TURNS_AMONG * self._config.max_episodes
+        return msgspec.structs.replace(wanted, newest_first=True, limit=most)
 
     async def _with_its_group(self, episode: Episode) -> Episode:
         """A graph's record names no group, but its session may."""
@@ -145,16 +160,17 @@ class _Gathering:
         return msgspec.structs.replace(episode, group_id=self._groups[session_id])
 
     async def _count_the_others(self, model: LearnModel, wanted: EpisodeFilter, *, taken: int) -> None:
-        all_wanted = max(taken, await self._store.count_episodes(self._scenario, wanted))
-        if all_wanted > taken:
-            reason = f"{model.name}: beyond the newest {taken}, by turns of producers and tasks"
-            self._passed_over[reason] += all_wanted - taken
-        of_model = max(
-            all_wanted, await self._store.count_episodes(self._scenario, EpisodeFilter(learn_model=model.name))
-        )
-        if of_model > all_wanted:
-            self._passed_over[f"{model.name}: no success"] += of_model - all_wanted
-        self._episodes += of_model
+        all_wanted = await self._store.count_episodes(self._scenario, wanted)
+        of_model = await self._store.count_episodes(self._scenario, EpisodeFilter(learn_model=model.name))
+        too_long = self._passed_over[f"{model.name}: {_TOO_LONG}"]
+        left = {
+            f"beyond the newest {taken}, by turns of producers and tasks": all_wanted - taken - too_long,
+            "no success": of_model - all_wanted,
+        }
+        for reason, number in left.items():
+            if number > 0:
+                self._passed_over[f"{model.name}: {reason}"] += number
+        self._episodes += max(of_model, taken)
 
     def _convert(self, model: LearnModel, several: list[Lived]) -> None:
         try:
@@ -179,13 +195,9 @@ def _successes(model: LearnModel) -> EpisodeFilter:
     return EpisodeFilter(learn_model=model.name, outcome="success")
 
 
-def _newest(wanted: EpisodeFilter, most: int) -> EpisodeFilter:
-    return msgspec.structs.replace(wanted, newest_first=True, limit=most)
-
-
-def _candidate(episode: Episode) -> Candidate:
+def _candidate(episode: Episode, size: int) -> Candidate:
     outcome = str(episode.outcome.__struct_config__.tag)
-    return Candidate(episode.episode_id, episode.producer, attempted(episode), outcome, len(episode.actions))
+    return Candidate(episode.episode_id, episode.producer, attempted(episode), outcome, size)
 
 
 def _told(model: LearnModel, lived: Lived, rejected: Lived, example: TrainingData) -> Told:

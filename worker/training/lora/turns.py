@@ -1,7 +1,8 @@
 """Which episodes a training takes where there are more than it may: the newest in turns, so that no flood is all.
 
-Producers take turns, each with its own newest. Within a producer its tasks and their outcomes take turns as well: a
-thousand failures at one task come after the newest success and the newest failure at each other one. Pure.
+Producers take turns, each with its own newest; who brings more at a time has fewer. Within a producer its tasks and
+their outcomes take turns as well: a thousand failures at one task come after the newest success and the newest failure
+at each other one. Pure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Candidate(Struct, frozen=True):
     producer: str
     task: str  # see `worker.training.lora.split.attempted`
     outcome: str
-    actions: int
+    size: int  # of what there is a limit of
 
 
 def in_turns(newest_first: Iterable[Candidate]) -> list[Candidate]:
@@ -34,7 +35,7 @@ def in_turns(newest_first: Iterable[Candidate]) -> list[Candidate]:
     producers: Counter[str] = Counter()
     turns: list[tuple[int, int, Candidate]] = []
     for _, age, one in within:
+        producers[one.producer] += one.size
         turns.append((producers[one.producer], age, one))
-        producers[one.producer] += 1
     turns.sort(key=lambda item: item[:2])
     return [one for *_, one in turns]
