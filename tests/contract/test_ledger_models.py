@@ -186,6 +186,17 @@ async def test_a_deployment_begins_and_is_verified_with_aliases_and_events(store
         assert await applied(again) == 1
 
 
+async def test_a_failed_deployment_says_who_gave_it_up_and_whether_the_way_back_failed(
+    store: Store, reopen: Reopen
+) -> None:
+    await train(store, 1)
+    await deploy(store, deployment())
+    failed = deployment(state="failed", detail="given up", given_up_by="command c", stranded=True)
+    await deploy(store, failed)
+    async with reopen(store) as again:
+        assert await again.deployments("S") == [failed]
+
+
 async def test_a_verified_apply_counts_once_however_often_it_is_repeated(store: Store) -> None:
     await train(store, 1)
     await deploy(store, deployment())

@@ -18,7 +18,7 @@ from worker.clock import ManualClock
 from worker.control.admission import Admission
 from worker.control.control import Control
 from worker.errors import DataRefused, StoreError, StoreUnavailable
-from worker.models.applier import EndNotStored
+from worker.models.deployer import EndNotStored
 from worker.store.memory import MemoryStore
 from worker.store.port import StoredCommand
 from worker.wire.commands import Command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tests.unit.test_training_kinds import command, operations
 from tests.unit.training_world import World, opened, worker_over
 from worker.clock import ManualClock
 from worker.errors import ApplyFailed, StoreUnavailable
+from worker.models import deployer
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applied, EndNotStored
+from worker.models.deployer import Applied, EndNotStored
 from worker.store.port import Deployment, Model, Store
 from worker.wire.commands import Apply, Rollback
 from worker.wire.events import Failed
@@ -80,12 +82,17 @@ async def test_a_fault_of_an_applicators_own_ends_the_apply_and_brings_the_model
         assert await applicator.served("S") == third.sha256
 
 
-async def test_what_a_later_apply_has_overtaken_is_ended_and_not_carried_on(tmp_path: Path) -> None:
+async def test_what_a_later_apply_has_overtaken_is_ended_and_not_carried_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another worker ended one while this one was frozen."""
     async with opened(tmp_path, "memory") as store:
         world = worker_over(store, tmp_path)
         first, second, _ = await three(world)
         await interrupted(store, first, by="anna")
-        await world.applier.apply_now(second, by="ben")
+        with monkeypatch.context() as frozen:
+            frozen.setattr(deployer, "unfinished", lambda _: [])
+            await world.applier.apply_now(second, by="ben")
         await world.applier.reconcile("S", "offline")
         assert await went(store) == [(first.model_id, "failed"), (second.model_id, "verified")]
         assert "a later apply" in (await store.deployments("S"))[1].detail
@@ -117,23 +124,46 @@ async def test_a_store_that_is_away_after_the_switch_is_waited_for(
         assert await store.aliases("S") == {"champion": model.model_id}
 
 
+def taking_no_end(store: Store, clock: ManualClock) -> Callable[..., Awaitable[None]]:
+    """The store's `deploy`, away for longer than anyone waits whenever a deployment has been verified."""
+    deploy = store.deploy
+
+    async def away(deployment: Deployment, **kwargs: Any) -> None:
+        if deployment.state == "verified":
+            clock.advance(1_000)
+            raise StoreUnavailable("locked")
+        await deploy(deployment, **kwargs)
+
+    return away
+
+
+async def test_a_rollback_behind_an_apply_whose_end_no_store_took_goes_back_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was decided upon the models that were live before that apply, and went two steps."""
+    async with opened(tmp_path, "memory") as store:
+        clock = ManualClock()
+        world = worker_over(store, tmp_path, applier_clock=clock)
+        first, second, third = await three(world)
+        for model in (first, second):
+            await world.applier.apply_now(model, by="anna")
+        monkeypatch.setattr(store, "deploy", taking_no_end(store, clock))
+        with pytest.raises(EndNotStored):
+            await world.applier.apply_now(third, by="anna")
+        monkeypatch.undo()
+        back = await world.applier.rollback("S", by="ben")
+        assert (back.model_id, back.previous_model_id) == (second.model_id, third.model_id)
+        assert [state for _, state in await went(store)] == ["verified"] * 4
+
+
 async def test_an_end_that_no_store_takes_is_neither_done_nor_failed_and_is_told_once_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(tmp_path, "memory") as store:
-        world = worker_over(store, tmp_path)
         clock = ManualClock()
-        world.applier._clock = clock
+        world = worker_over(store, tmp_path, applier_clock=clock)
         model = await register(world, 1)
-
-        async def away(deployment: Deployment, **kwargs: Any) -> None:
-            if deployment.state == "verified":
-                clock.advance(1_000)
-                raise StoreUnavailable("locked")
-            await deploy(deployment, **kwargs)
-
-        deploy = store.deploy
-        monkeypatch.setattr(store, "deploy", away)
+        monkeypatch.setattr(store, "deploy", taking_no_end(store, clock))
         with pytest.raises(EndNotStored):
             await operations(world).carry_out(command(Apply(version=1)))
         monkeypatch.undo()

@@ -23,7 +23,8 @@ from worker.errors import ApplyFailed, NotFound, StoreUnavailable
 from worker.learning.validation import Verdict
 from worker.models.adapter import AdapterFile, adapter_directory, decode, encode
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applied, ApplySkipped, NoPrevious
+from worker.models.applier import ApplySkipped
+from worker.models.deployer import Applied, NoPrevious
 from worker.models.keeper import AdapterKeeper
 from worker.store.port import Deployment, Model, Run
 from worker.wire.served import Endpoint
@@ -367,8 +368,10 @@ async def test_an_adapter_whose_successor_took_its_server_along_is_told_at_once(
 async def test_a_deployment_says_whom_to_ask_and_by_which_name(tmp_path: Path) -> None:
     """Of two servers that take turns both were named, and of none how it calls the adapter."""
     async with opened(tmp_path) as store:
-        world = worker_over(store, tmp_path, kinds=BOTH, mode="auto")
-        world.applier._endpoint_of = lambda model: Endpoint(url="http://gpu:8081", model=f"S@{model.version}")
+        world = worker_over(
+            store, tmp_path, kinds=BOTH, mode="auto",
+            endpoint_of=lambda model: Endpoint(url="http://gpu:8081", model=f"S@{model.version}"),
+        )  # fmt: skip
         await world.applier.apply(await register(world, 1), by="trigger")
         (row,) = await store.deployments("S")
         assert row.target == "http://gpu:8081 as S@1"

@@ -17,7 +17,8 @@ from worker.learning.offline_model import OfflineModel, encode
 from worker.learning.validation import Verdict
 from worker.models.applicators.files import FilesApplicator
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applied, ApplySkipped, NoPrevious
+from worker.models.applier import ApplySkipped
+from worker.models.deployer import Applied, NoPrevious
 from worker.store.port import Deployment, Model, Run, Store
 from worker.wire.events import Applied as AppliedEvent
 from worker.wire.events import Failed, RolledBack

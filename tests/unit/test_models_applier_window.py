@@ -16,7 +16,8 @@ from worker.errors import ApplyFailed
 from worker.learning.validation import Verdict
 from worker.models.announce import Announcer
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applier, NoPrevious
+from worker.models.applier import Applier
+from worker.models.deployer import NoPrevious
 from worker.models.files import ModelFiles
 from worker.models.health_window import HealthWindow
 from worker.models.registry import Registry

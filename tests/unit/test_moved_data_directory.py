@@ -20,7 +20,7 @@ from tests.unit.training_world import World, opened, worker_over
 from worker.cli import cli
 from worker.client.adapters import AdapterPointer
 from worker.models.applicators.files import FilesApplicator
-from worker.models.applier import Applied
+from worker.models.deployer import Applied
 from worker.wire.events import RolledBack
 
 

@@ -18,8 +18,8 @@ from worker.control.operations import CommandRefused, Operations
 from worker.errors import CommandFailed, NotFound
 from worker.models.adapter import ADAPTER_DIR
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applied as AppliedResult
-from worker.models.applier import NoPrevious
+from worker.models.deployer import Applied as AppliedResult
+from worker.models.deployer import NoPrevious
 from worker.store.port import Model, Run, Store, trigger_key
 from worker.training.child import ChildEnd, ChildLauncher, Died, OnProgress, OnStep, TrainingStep
 from worker.training.recipe import Recipe

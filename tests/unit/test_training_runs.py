@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.training_world import TIMING, World, eventually, opened, scripted, worker_over
 from worker.errors import LeaseLost
-from worker.models.applier import Applied as AppliedNow
+from worker.models.deployer import Applied as AppliedNow
 from worker.models.files import Manifest
 from worker.store.port import Run
 from worker.training.execution import Execution, Timing

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from msgspec import Raw
 from msgspec.structs import replace
 
-from worker.clock import SystemClock
+from worker.clock import Clock, SystemClock
 from worker.durable import make_private_directory
 from worker.episodes.projection import learn_models
 from worker.episodes.rules import Rules
@@ -31,7 +31,7 @@ from worker.models.registry import Registry
 from worker.projector.projector import Projector
 from worker.settings import LEARN_MODELS
 from worker.store import open_store
-from worker.store.port import IncomingBatch, ModelKind, Store, Stored
+from worker.store.port import IncomingBatch, Model, ModelKind, Store, Stored
 from worker.training.child import ChildLauncher
 from worker.training.execution import Timing, Tools
 from worker.training.inputs import (
@@ -52,6 +52,7 @@ from worker.training.trigger_book import TriggerBook
 from worker.wire.codec import decode_batch, encode_batch
 from worker.wire.events import Event, decode_event
 from worker.wire.records import ActionRecord, Batch, LearnStatsRecord, Success
+from worker.wire.served import Endpoint
 
 CONFIG = TrainingConfig(max_sessions=20, holdout=0.3, gate=GateConfig(min_samples=1))
 TIMING = Timing(lease_ttl=5.0, renew=0.1, progress=0.02, cooldown=0.0, first_backoff=30.0)
@@ -226,6 +227,8 @@ def worker_over(
     parallel: int = 1,
     kinds: tuple[ModelKind, ...] = ("offline",),
     adapters: Applicator | None = None,
+    applier_clock: Clock | None = None,
+    endpoint_of: Callable[[Model], Endpoint | None] = lambda _: None,
 ) -> World:
     """A worker process's parts, as the composition root makes them; adapters are trained by `scripted_adapter`."""
     clock = SystemClock()
@@ -236,7 +239,7 @@ def worker_over(
     applicators: dict[ModelKind, Applicator] = {"offline": chosen, "lora": adapters or NoopApplicator()}
     applier = Applier(
         store=store, registry=registry, applicators={kind: applicators[kind] for kind in kinds}, announcer=announcer,
-        clock=clock, mode_of=lambda _: mode, max_history=2,
+        clock=applier_clock or clock, mode_of=lambda _: mode, max_history=2, endpoint_of=endpoint_of,
     )  # fmt: skip
     rules = Rules(holdout=CONFIG.holdout)
     plan = LoraPlan(

@@ -27,7 +27,7 @@ from worker.control.admission import Admission
 from worker.control.operations import CommandRefused
 from worker.control.sparing import Sparing, TokenBucket
 from worker.errors import CommandFailed, DataRefused, NotFound, StoreError, StoreUnavailable, WorkerError
-from worker.models.applier import EndNotStored
+from worker.models.deployer import EndNotStored
 from worker.store.port import CommandLedger, StoredCommand
 from worker.wire.commands import (
     COMMANDS,

@@ -15,7 +15,8 @@ from worker.clock import Clock
 from worker.episodes.rules import Rules
 from worker.errors import CommandFailed, WorkerError
 from worker.intake import Intake
-from worker.models.applier import Applied, Applier, ApplyResult, ApplySkipped
+from worker.models.applier import Applier, ApplyResult, ApplySkipped
+from worker.models.deployer import Applied
 from worker.models.registry import Registry
 from worker.projector.projector import Projector
 from worker.sink.producers import Producers

@@ -18,12 +18,15 @@ from worker.store.port import Model
 #: Looks in a row without an answer that are forgiven: a server that is busy is not a server that is broken.
 _FORGIVEN: Final = 2
 _MOST_SECONDS_BETWEEN: Final = 5.0
-_GIVEN_UP: Final = "was given up in its health window by"
 
 
-def was_given_up_by(by: str, detail: str) -> bool:
-    """Whether `detail` of a failed deployment says that `by` gave it up."""
-    return f"{_GIVEN_UP} {by};" in f"{detail};"  # more may follow, of the way back
+class GivenUp(ApplyFailed):
+    """Somebody ended the window by a rollback."""
+
+    def __init__(self, model: Model, by: str) -> None:
+        """`by`: who."""
+        super().__init__(f"version {model.version} was given up in its health window by {by}")
+        self.by = by
 
 
 @dataclass(slots=True)
@@ -57,10 +60,16 @@ class HealthWindow:
         return watched.model
 
     async def watch(self, applicator: Applicator, model: Model) -> None:
-        """Look again and again what is served. Returns at the window's end; raises `ApplyFailed` before, or then."""
+        """Look again and again what is served. Returns at the window's end; raises `ApplyFailed` before, or then.
+
+        `GivenUp` wherever somebody gave it up meanwhile, whatever else was seen.
+        """
         watched = self._watched[model.scenario] = _Watched(model)
         try:
             await self._watch(applicator, watched)
+        except ApplyFailed:
+            self._refuse_given_up(watched)
+            raise
         finally:
             del self._watched[model.scenario]
 
@@ -85,7 +94,7 @@ class HealthWindow:
 
     def _refuse_given_up(self, watched: _Watched) -> None:
         if watched.given_up.is_set():
-            raise ApplyFailed(f"version {watched.model.version} {_GIVEN_UP} {watched.given_up_by}")
+            raise GivenUp(watched.model, watched.given_up_by)
 
     def _what(self, applicator: Applicator, model: Model) -> str:
         return (

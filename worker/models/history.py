@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from worker.store.port import Deployment
+from worker.store.port import Deployment, ModelKind, ModelRegistry
+
+#: Rows of the deployment log that history is read from.
+_LOG_ROWS = 1_000
+
+
+class LiveHistory:
+    """Of all scenarios, read from the store each time."""
+
+    def __init__(self, store: ModelRegistry, *, depth: int) -> None:
+        """`depth`: how many models may come back, beside the live one."""
+        self._store = store
+        self.depth = depth
+
+    async def rows(self, scenario: str, kind: ModelKind | None = None) -> list[Deployment]:
+        """The newest deployments first; of models of one kind, or of all."""
+        return await self._store.deployments(scenario, kind=kind, limit=_LOG_ROWS)
+
+    async def ids(self, scenario: str, kind: ModelKind) -> list[str]:
+        """Ids of models of one kind, the live one first, then those a rollback may bring back."""
+        return live_models(await self.rows(scenario, kind), depth=self.depth)
 
 
 def live_models(newest_first: Sequence[Deployment], *, depth: int) -> list[str]:

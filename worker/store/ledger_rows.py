@@ -23,7 +23,7 @@ _JSON: Mapping[type[Struct], frozenset[str]] = {
 #: Fields that SQLite, which knows no booleans, gives back as 0 or 1.
 _BOOLEAN: Mapping[type[Struct], frozenset[str]] = {
     Run: frozenset({"apply"}),
-    Deployment: frozenset({"forced"}),
+    Deployment: frozenset({"forced", "stranded"}),
     TriggerState: frozenset({"paused"}),
 }
 _NONE: frozenset[str] = frozenset()

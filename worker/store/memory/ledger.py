@@ -243,6 +243,7 @@ class Ledger(Role):
             self._deployments[deployment.deployment_id] = kept(deployment)
         else:
             stored.state, stored.target, stored.detail = deployment.state, deployment.target, deployment.detail
+            stored.given_up_by, stored.stranded = deployment.given_up_by, deployment.stranded
             stored.at_ms = max(deployment.at_ms, stored.at_ms)
         moved = {**self._aliases.get(scenario, {}), **aliases}
         self._aliases[scenario] = {alias: model_id for alias, model_id in moved.items() if model_id is not None}

@@ -50,6 +50,8 @@ class Deployment(Struct, kw_only=True):
     forced: bool
     at_ms: int
     detail: str = ""
+    given_up_by: str = ""  # of a failed one: who gave it up in its health window by a rollback
+    stranded: bool = False  # of a failed one: what was live before it could not be brought again
 
 
 class ModelRegistry(Protocol):

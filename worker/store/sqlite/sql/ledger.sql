@@ -159,15 +159,17 @@ SELECT * FROM deployment WHERE deployment_id = :deployment_id;
 
 -- insert_deployment --
 INSERT INTO deployment (
-    deployment_id, scenario, model_id, previous_model_id, action, applicator, target, state, "by", forced, at_ms, detail
+    deployment_id, scenario, model_id, previous_model_id, action, applicator, target, state, "by", forced, at_ms, detail,
+    given_up_by, stranded
 ) VALUES (
     :deployment_id, :scenario, :model_id, :previous_model_id, :action, :applicator, :target, :state, :by, :forced,
-    :at_ms, :detail
+    :at_ms, :detail, :given_up_by, :stranded
 );
 
 -- change_deployment --
 -- All that ever changes of a deployment: how it ended, when, where it was brought to, and why.
-UPDATE deployment SET state = :state, target = :target, detail = :detail, at_ms = max(:at_ms, at_ms)
+UPDATE deployment SET state = :state, target = :target, detail = :detail, given_up_by = :given_up_by,
+    stranded = :stranded, at_ms = max(:at_ms, at_ms)
 WHERE deployment_id = :deployment_id;
 
 -- deployments --
