@@ -32,9 +32,10 @@ from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.llama_router import LlamaRouterApplicator
 from worker.models.applicators.llama_server import LlamaServerApplicator
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applicators.own_server import OwnServer, ServerOptions
+from worker.models.applicators.own_server import OwnServer
 from worker.models.applicators.port import Applicator
 from worker.models.applicators.router_preset import PresetFile
+from worker.models.applicators.server_command import ServerOptions
 from worker.models.applicators.vllm import VllmApplicator
 from worker.models.applicators.vllm_client import VllmClient
 from worker.models.applicators.webhook import WebhookApplicator

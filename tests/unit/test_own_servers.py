@@ -24,7 +24,8 @@ from worker.models.applicators.blue_green import BlueGreenApplicator
 from worker.models.applicators.chosen import lora_applicator
 from worker.models.applicators.files import FilesApplicator
 from worker.models.applicators.llama_server import LlamaServerApplicator
-from worker.models.applicators.own_server import OwnServer, ServerOptions
+from worker.models.applicators.own_server import OwnServer
+from worker.models.applicators.server_command import ServerOptions, environment
 from worker.models.applicators.server_state import Pair, ServerState
 from worker.settings import load_settings
 
@@ -368,7 +369,7 @@ async def test_every_setting_of_our_own_servers_reaches_them(tmp_path: Path) -> 
         expected = {"--model": str(tmp_path / "base.gguf"), "--host": "127.0.0.2", "--port": port, "--parallel": "5"}
         expected |= {"--ctx-size": "640", "--n-gpu-layers": "7"}
         assert {name: given[name] for name in expected} == expected
-        assert server._environment()["LLAMA_API_KEY"] == KEY
+        assert environment(server._options)["LLAMA_API_KEY"] == KEY
         assert server._process.pid_file == tmp_path / f"my-{colour}.pid"
         assert server._process.log_file == tmp_path / f"my-{colour}.log"
     without = ("llama_pid_file", "llama_log_file", "llama_api_key")
@@ -378,7 +379,7 @@ async def test_every_setting_of_our_own_servers_reaches_them(tmp_path: Path) -> 
     assert isinstance(restarting, LlamaServerApplicator)
     assert restarting._server._process.pid_file == tmp_path / "llama/server.pid"
     assert restarting._server._process.log_file == tmp_path / "llama/server.log"
-    assert "LLAMA_API_KEY" not in restarting._server._environment()
+    assert "LLAMA_API_KEY" not in environment(restarting._server._options)
 
 
 async def test_a_wildcard_host_is_asked_at_loopback_and_named_by_the_machine(tmp_path: Path) -> None:

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import shutil
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import structlog
 from msgspec import UNSET
-from pydantic import SecretStr
 
 from worker import crash
 from worker.errors import ApplyFailed
@@ -27,6 +21,7 @@ from worker.models.adapter import AdapterModel, decode
 from worker.models.applicators.inference_client import ServerRefused, ServerUnreachable
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.probe import ProbeResult, probe
+from worker.models.applicators.server_command import ServerOptions, command_line, environment, option
 from worker.models.applicators.server_process import ServerProcess
 from worker.wire.served import ServedModel
 
@@ -42,26 +37,10 @@ _START_SECONDS = 600.0
 _STOP_SECONDS = 3.0
 #: Addresses that stand for all of a machine's, and one at which the machine reaches itself.
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to recognise them
-#: What of our environment a server may need; all else may be a secret. LLAMA_ARG_... are its options.
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
-_ENVIRONMENT_PREFIXES = ("LLAMA_ARG_", "GGML_", "OMP_", "CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_")
 
 
 class PortTaken(ApplyFailed):
     """Somebody answers where our server would, and it is not ours: nobody may be sent there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
-    """The original's `LlamaServerConfig`, but for the port and the files."""
-
-    program: Path  # on PATH, or with a directory
-    base: Path  # GGUF
-    host: str
-    gpu_layers: int
-    context_size: int  # tokens, of all requests together
-    parallel: int
-    api_key: SecretStr | None
 
 
 class OwnServer:
@@ -82,21 +61,7 @@ class OwnServer:
 
     def command(self, name: str, adapter: Path) -> list[str]:
         """How it is started to serve the GGUF adapter as `name`. Raises `ApplyFailed` for what it cannot take."""
-        if "," in str(adapter):
-            raise ApplyFailed(f"llama-server splits --lora at commas: move {adapter}, that is SWARM_DATA_DIR")
-        if not adapter.is_file():
-            raise ApplyFailed(
-                f"{adapter} is missing, and llama-server takes no other form; for a base that is no llama, configure "
-                "SWARM_LORA_CONVERTER and train again"
-            )
-        options = self._options
-        return [
-            _found(options.program), "--model", str(options.base.absolute()), "--lora", str(adapter), "--alias", name,
-            "--host", options.host, "--port", str(self._port), "--ctx-size", str(options.context_size),
-            "--parallel", str(options.parallel), "--n-gpu-layers", str(options.gpu_layers), "--slots",
-            "--no-webui",  # a program for people, for which nobody asked
-            "--log-verbosity", "2",  # warnings and errors: the information of each request would fill the disk
-        ]  # fmt: skip
+        return command_line(self._options, port=self._port, name=name, adapter=adapter)
 
     async def runs(self) -> list[str] | None:
         """The command of the process that runs. Raises `ApplyFailed` where it cannot be told."""
@@ -160,10 +125,10 @@ class OwnServer:
         command = await self.runs()
         if command is None:
             return None
-        if _option(command, "--alias") != document.endpoint.model:
-            return f"something else ({_option(command, '--alias')})"
-        if _option(command, "--lora") != str(adapter):
-            return f"something else ({_option(command, '--lora')})"
+        if option(command, "--alias") != document.endpoint.model:
+            return f"something else ({option(command, '--alias')})"
+        if option(command, "--lora") != str(adapter):
+            return f"something else ({option(command, '--lora')})"
         answers = await self.serves(command, decode(content))
         if answers is None:
             return None
@@ -208,7 +173,7 @@ class OwnServer:
                 f"find it with: ss -ltnp 'sport = :{self._port}', and stop it, or choose another port"
             )
         try:
-            await self._process.start(command, self._environment())
+            await self._process.start(command, environment(self._options))
         except OSError as error:  # no descriptor, process or memory is left for it
             raise ApplyFailed(
                 f"{command[0]} (SWARM_LLAMA_SERVER_PATH) cannot be started: {error}; see what the worker may use in "
@@ -251,7 +216,7 @@ class OwnServer:
             loaded = await self.client.adapters()
         except ServerRefused:  # no llama-server, or one with another key
             return False
-        if [(each.path, each.scale) for each in loaded] != [(_option(command, "--lora"), 1.0)]:
+        if [(each.path, each.scale) for each in loaded] != [(option(command, "--lora"), 1.0)]:
             return False
         return not self._options.api_key or not await self._lets_everybody_in()
 
@@ -262,30 +227,6 @@ class OwnServer:
             return False
         return True
 
-    def _environment(self) -> Mapping[str, str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
-        }
-        # Not on the command line, which every user of the machine sees.
-        return kept if self._options.api_key is None else kept | {
-            "LLAMA_API_KEY": self._options.api_key.get_secret_value()
-        }  # fmt: skip
-
-
-def _option(command: list[str], name: str) -> str | None:
-    """The value of an option in a command line, which a pid file may hold in a form of another release of ours."""
-    return next((value for key, value in pairwise(command) if key == name), None)
-
 
 def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _found(program: Path) -> str:
-    """Absolute, since the process runs elsewhere. Raises `ApplyFailed` where there is none."""
-    path = shutil.which(program)
-    if path is None:
-        raise ApplyFailed(f"there is no program {str(program)!r}; set SWARM_LLAMA_SERVER_PATH to llama-server")
-    return str(Path(path).absolute())
