@@ -156,6 +156,41 @@ async def test_a_live_adapter_that_is_not_served_is_a_fault(tmp_path: Path) -> N
     assert "it is live but not served" in live.detail
 
 
+async def test_a_live_adapter_is_looked_for_at_its_receiver(tmp_path: Path) -> None:
+    """One that is away, or serves something else, is a fault; some tell the worker alone."""
+    hook: dict[str, Any] = {"status": 200, "sha256": "another"}
+
+    async def ask(_: web.Request) -> web.Response:
+        return web.json_response({"sha256": hook["sha256"]}, status=hook["status"])
+
+    application = web.Application()
+    application.router.add_get("/hook", ask)
+    server = TestServer(application)
+    await server.start_server()
+    try:
+        async with opened(tmp_path, "sqlite") as store:
+            world = worker_over(
+                store, tmp_path, kinds=("offline", "lora"), mode="auto", adapters=FilesApplicator(tmp_path, "lora")
+            )
+            model = await register(world, 1)
+            await world.applier.apply(model, by="trigger")
+        flags: dict[str, Any] = {
+            "processor_mode": "lora", "data_dir": tmp_path, "scenarios": "S", "lora_base_model": "gpt2",
+            "lora_applicator": "webhook", "webhook_url": str(server.make_url("/hook")),
+        }  # fmt: skip
+        for status, sha256, good, said in (
+            (200, "another", False, "it is live but not served"),
+            (200, model.sha256, True, "it is live, and served"),
+            (405, "", True, "`swarm-worker status` may know"),
+            (401, "", False, "refused with HTTP 401"),
+        ):
+            hook.update(status=status, sha256=sha256)
+            *_, live = [finding async for finding in lora_findings(load_settings(**flags))]
+            assert (live.good, said in live.detail) == (good, True), live
+    finally:
+        await server.close()
+
+
 async def test_a_server_that_an_earlier_setting_started_is_told_of(tmp_path: Path) -> None:
     """It outlives the worker so that nodes go on being served, and another applicator leaves it alone."""
     process = ServerProcess(pid_file=tmp_path / "llama/server-blue.pid", log_file=tmp_path / "llama/log")

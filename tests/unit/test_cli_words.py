@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from worker.broker.answers import Answer
 from worker.cli import cli, commands
+from worker.cli.commands import _print_answer
 from worker.cli.common import flat, shown
+from worker.cli.models import _readable
 from worker.cli.written import default, form, written
 from worker.settings import Settings, load_settings
 
@@ -170,7 +174,33 @@ def test_a_hostile_name_writes_no_control_sequence() -> None:
 
 
 def test_a_document_becomes_rows() -> None:
-    document = {"gate": {"verdict": "blessed", "reasons": []}, "made_at_ms": None, "nothing": None, "n": 0}
+    document: dict[str, Any] = {"gate": {"verdict": "blessed", "reasons": []}, "made_at_ms": None, "none": "", "n": 0}
+    assert list(flat(document)) == [("gate.verdict", "blessed"), ("made_at", "never"), ("n", 0)]
+    document = {"window": [1, 5], "p_value": 0.0, "gate": {"reasons": ["more, and better", "by chance"]}}
     assert list(flat(document)) == [
-        ("gate.verdict", "blessed"), ("gate.reasons", []), ("made_at", "never"), ("n", 0)
+        ("window", [1, 5]), ("p_value", "< 0.001"), ("gate.reasons", "more, and better"), ("", "by chance")
     ]  # fmt: skip
+
+
+def test_an_adapter_is_shown_with_a_line_for_each_file_and_what_is_long_last() -> None:
+    file = {"path": "peft/adapter_model.safetensors", "sha256": "5ad8", "size": 69032}
+    fields = {"lineage": {"seed": 4}, "metrics": {}, "gate_verdict": "blessed", "adapter": {"files": [file, file]}}
+    line = "peft/adapter_model.safetensors, 69,032 bytes, sha256 5ad8"
+    assert list(flat(_readable(fields))) == [
+        ("gate_verdict", "blessed"), ("adapter.files", line), ("", line), ("lineage.seed", 4)
+    ]  # fmt: skip
+
+
+def test_an_answer_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """People read `applied.applied  no`; programs still do."""
+    told = {"applied": {"applied": False, "reason": "apply mode is manual"}, "gate": {"verdict": "blessed"}}
+    result = {"offline": {"state": "skipped"}, "lora": told, "detail": ""}
+    answer = Answer(command_id="c", worker="w", status="done", result=result)
+    _print_answer("train-now", answer, as_json=False)
+    rows = [re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [
+        ["offline state", "skipped"], ["lora applied", "no"], ["lora why not applied", "apply mode is manual"],
+        ["lora gate", "blessed"],
+    ]  # fmt: skip
+    _print_answer("train-now", answer, as_json=True)
+    assert '"applied":{"applied":false' in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.learning.rates import normal_tail, success_rate, two_proportion_z, value, wilson
+from worker.learning.rates import normal_tail, p_words, success_rate, two_proportion_z, value, wilson
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,14 @@ def test_the_z_statistic_of_two_rates_is_that_of_the_textbook() -> None:
     z = two_proportion_z(60, 100, 45, 100)
     assert z == pytest.approx(2.1240, abs=1e-4)
     assert normal_tail(z) == pytest.approx(0.0168, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "words"),
+    [(0.0, "p < 0.001"), (2e-06, "p < 0.001"), (0.001, "p 0.001"), (0.0168, "p 0.0168")],
+)
+def test_no_chance_is_told_as_none_at_all(p_value: float, words: str) -> None:
+    assert p_words(p_value) == words
 
 
 def test_rates_that_cannot_differ_give_no_signal() -> None:

@@ -91,6 +91,9 @@ async def test_the_adapter_is_told_as_it_was_seen_when_it_was_applied(tmp_path: 
             "model_id": one.model_id, "version": 1, "applicator": "vllm", "target": "http://llm:8000 (S)",
             "detail": "detail 1", "applied_at_ms": 1,
         }  # fmt: skip
+    if kind == "sqlite":  # and without a worker
+        ended = await asyncio.to_thread(CliRunner().invoke, cli, ["status", "--stored", "--data-dir", str(tmp_path)])
+        assert "S: adapter: version 1, at http://llm:8000 (S); detail 1" in ended.output
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("offline", "offline"), ("lora", "lora"), ("full", "offline")])

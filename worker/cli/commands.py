@@ -66,6 +66,20 @@ _FAILED = 1
 #: A model's id, which says alone what is meant; versions and aliases are a scenario's.
 _MODEL_ID = re.compile(r"[0-9a-f]{32}")
 _ENDED = {"done": "was done by", "refused": "was refused by", "failed": "failed at"}
+#: Fields of results whose names are a program's.
+_RESULT_WORDS = {
+    "applied.applied": "applied",
+    "applied.reason": "why not applied",
+    "applied.previous_model_id": "live before",
+    "previous_model_id": "live before",
+    "gate.verdict": "gate",
+    "gate.reasons": "gate's reasons",
+    "run_id": "run",
+    "model_id": "model",
+    "model_version": "version",
+    "deployment_id": "deployment",
+    "window": "first, last batch",
+}
 _SILENCE = (
     "no word from a worker yet: its store may be away, its control key another, or no worker serves this scenario; "
     "Ctrl-C ends the waiting, not the command"
@@ -175,7 +189,16 @@ def _print_answer(name: str, reply: Answer, *, as_json: bool) -> None:
         click.echo(f"swarm-worker: {name} {_ENDED[reply.status]} {shown(reply.worker)}: {shown(reply.error)}", err=True)
     else:
         title = f"{name}: {reply.status} by {shown(reply.worker)}"
-        table(title, ("what", "value"), flat(reply.result), empty=title)
+        table(title, ("what", "value"), ((_words(name), value) for name, value in flat(reply.result)), empty=title)
+
+
+def _words(name: str) -> str:
+    """Of a result's field, for people: `why not applied` rather than `applied.reason`."""
+    for ending, words in _RESULT_WORDS.items():
+        if name == ending or name.endswith(f".{ending}"):
+            name = name.removesuffix(ending) + words
+            break
+    return name.replace(".", " ").replace("_", " ")
 
 
 async def _follow(

@@ -23,6 +23,7 @@ from worker.cli.written import default, form, heading
 from worker.clock import SystemClock
 from worker.configuration import secrets_of
 from worker.errors import NotFound, StoreCorrupt
+from worker.learning.rates import p_words
 from worker.ops.logging import configure_logging
 from worker.ops.printable import printable
 from worker.settings import Settings, load_settings
@@ -215,13 +216,20 @@ def shown(value: Any) -> str:
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Rows of a table from a document, whatever its depth: `gate.verdict`, and times as people read them."""
+    """Rows of a table from a document, whatever its depth: `gate.verdict`, and times and chances as people read them.
+
+    Nothing of what is empty; a row for each part of a list whose parts are sentences.
+    """
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{above}{name}.")
+        elif isinstance(value, list | tuple) and any(" " in str(part) for part in value):
+            yield from ((above + name if number == 0 else "", part) for number, part in enumerate(value))
+        elif name.endswith("p_value") and isinstance(value, float):
+            yield above + name, p_words(value).removeprefix("p ")
         elif name.endswith("_at_ms"):
             yield f"{above}{name.removesuffix('_ms')}", when(value)
-        elif value is not None:
+        elif value not in (None, "", [], ()):
             yield above + name, value
 
 

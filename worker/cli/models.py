@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -27,6 +28,9 @@ from worker.errors import NotFound
 from worker.models.files import ModelFiles, read_adapter
 from worker.settings import Settings
 from worker.store.port import Model, ModelKind, Store
+
+#: Of a model's fields, what fills a screen.
+_LONG = ("metrics", "lineage")
 
 kind_option = click.option("--kind", type=click.Choice(["offline", "lora"]), help="default: both")
 
@@ -99,16 +103,28 @@ async def _show(settings: Settings, name: str, scenario: str | None, as_json: bo
     if as_json:
         print_json(fields)
     else:
-        table(f"Model {model.version} of {model.scenario}", ("field", "value"), flat(fields), empty="")
+        table(f"Model {model.version} of {model.scenario}", ("field", "value"), flat(_readable(fields)), empty="")
 
 
-def _adapter(model: Model) -> dict[str, object]:
+def _readable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The long last, and of each file a line."""
+    shown = {name: value for name, value in fields.items() if name not in _LONG}
+    if "adapter" in shown:
+        files = [
+            f"{file['path']}, {file['size']:,} bytes, sha256 {file['sha256']}"
+            for file in shown["adapter"].get("files", [])
+        ]
+        shown["adapter"] = shown["adapter"] | {"files": files}
+    return shown | {name: fields[name] for name in _LONG}
+
+
+def _adapter(model: Model) -> dict[str, Any]:
     """What model.json says of an adapter, without its probes; why not, where it cannot be read here."""
     try:
         document = read_adapter(model)
     except (OSError, ValueError) as error:
         return {"unreadable": str(error)}
-    told: dict[str, object] = msgspec.to_builtins(document)
+    told: dict[str, Any] = msgspec.to_builtins(document)
     return {name: value for name, value in told.items() if name not in ("format", "kind", "scenario", "probes")} | {
         "probes": len(document.probes)
     }

@@ -96,7 +96,7 @@ async def _print(
 def _show(snapshot: LearningSnapshot) -> None:
     facts: dict[str, Any] = msgspec.to_builtins(snapshot.metadata)
     known = flat({name: when(value) if name == "created_at" else value for name, value in facts.items() if value})
-    table("Statistics", ("what", ""), known, empty="Nothing is known of it.")
+    table("Statistics", ("what", "value"), known, empty="Nothing is known of it.")
     steps = snapshot.episode_transitions
     if facts["session_id"] is not None and not snapshot.action_stats and not steps.pairs():
         click.echo(

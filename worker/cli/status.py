@@ -23,6 +23,7 @@ from worker.cli.common import (
 )
 from worker.errors import BrokerUnreachable, CommandFailed, NoAnswer, NoListener
 from worker.settings import Settings
+from worker.status import served_adapter
 from worker.store.port import EpisodeFilter, trigger_key
 from worker.training.modes import parse_mode
 from worker.wire.commands import Status
@@ -71,6 +72,7 @@ async def _stored(settings: Settings) -> list[dict[str, Any]]:
         for name in await store.scenarios():
             facts = await store.facts(name)
             state = await store.trigger_state(trigger_key(name, kind))
+            aliases = await store.aliases(name)
             scenarios[name] = {
                 "records_received": facts.records,
                 "episodes_created": facts.episodes,
@@ -81,7 +83,8 @@ async def _stored(settings: Settings) -> list[dict[str, Any]]:
                 "sessions": facts.sessions,
                 "quarantined": facts.quarantined,
                 "open_tasks": facts.open_tasks,
-                "aliases": await store.aliases(name),
+                "aliases": aliases,
+                "adapter": await served_adapter(store, name, aliases),
                 "successes": await store.count_episodes(name, EpisodeFilter(outcome="success")),
                 "training_paused": state.paused,
             }
@@ -118,8 +121,7 @@ def _show(report: dict[str, Any]) -> None:
             _say(f"\n{name}: {s['doing']}; {s['queue_depth']} messages in the queue")
             if not s["consumer_up"] and not s["held_because"]:
                 _say(f"  consumer: {s['consumer']}")
-            if adapter := s.get("adapter"):
-                _say(f"  adapter: {_adapter(adapter)}")
+            _say_adapter(s, "  adapter")
             _say(f"  trigger: {s['trigger']}")
             _say(f"  next training: {s['waiting_for']}")
             for failure in s.get("last_failures") or []:
@@ -132,6 +134,13 @@ def _show(report: dict[str, Any]) -> None:
                 )
             if s.get("last_trigger_error"):
                 _say(f"  {s['trigger_errors']} trigger errors, the last: {s['last_trigger_error']}")
+        else:
+            _say_adapter(s, f"{name}: adapter")
+
+
+def _say_adapter(scenario: dict[str, Any], what: str) -> None:
+    if adapter := scenario.get("adapter"):
+        _say(f"{what}: {_adapter(adapter)}")
 
 
 def _adapter(adapter: dict[str, Any]) -> str:

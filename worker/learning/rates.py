@@ -14,6 +14,9 @@ UNVISITED_RATE = 0.5
 #: Decimals of a rate that leaves the worker: finer than any count supports, and the JSON stays short.
 RATE_DIGITS = 6
 
+#: Smaller chances are told as that: no count of ours supports them.
+_LEAST_TOLD = 0.001
+
 
 class Interval(NamedTuple):
     """A closed interval of rates, 0 <= low <= high <= 1."""
@@ -71,3 +74,8 @@ def two_proportion_z(successes_a: float, trials_a: float, successes_b: float, tr
 def normal_tail(z: float) -> float:
     """P(Z >= z) of the standard normal distribution."""
     return 0.5 * math.erfc(z / math.sqrt(2.0))
+
+
+def p_words(p_value: float) -> str:
+    """A chance as people read it: `p 0.0168`, `p < 0.001`; never `p 0`."""
+    return f"p < {_LEAST_TOLD}" if p_value < _LEAST_TOLD else f"p {p_value:.3g}"

@@ -269,7 +269,8 @@ class Deployer:
                 endpoint = await self._serving.endpoint(live)
                 restored = live
         except ApplyFailed as error:
-            failed = replace(failed, stranded=True, detail=f"{reason}; and the way back failed: {error}")
+            why = ", for the same reason" if str(error) == str(reason) else f": {error}"
+            failed = replace(failed, stranded=True, detail=f"{reason}; and the way back failed{why}")
             if live is not None:
                 self._unserved[started.scenario, model.kind] = str(error)
         failed.at_ms = now_ms = self._clock.now_ms()

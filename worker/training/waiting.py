@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worker.learning.rates import p_words
 from worker.learning.trigger_context import TriggerContext
 from worker.learning.triggers import (
     AlwaysTrigger,
@@ -37,7 +38,7 @@ def waiting_text(trigger: TrainTrigger, ctx: TriggerContext) -> str:
             return f"success below {threshold:.0%} (now {known})"
         case DriftTrigger(alpha):
             p = trigger.p_value(ctx)
-            return f"a significant fall of success (p {'unknown' if p is None else f'{p:.3f}'}, needs {alpha:g})"
+            return f"a significant fall of success ({'p unknown' if p is None else p_words(p)}, needs {alpha:g})"
         case AlwaysTrigger():
             return "the next check"
         case ManualTrigger() | NeverTrigger():

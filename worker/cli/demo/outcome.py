@@ -153,7 +153,7 @@ def result_table(scenarios: Sequence[ScenarioOutcome]) -> Table:
     """The figures of each game."""
     table = Table(title="What was measured", title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("game")
-    for name in ("records", "episodes", "sessions", "runs", "applied"):
+    for name in ("records", "episodes", "sessions", "trainings", "applied"):
         table.add_column(name, justify="right")
     for name in ("won before", "won with the model", "won alone, meanwhile"):
         table.add_column(name)

@@ -11,6 +11,8 @@ from worker.cli.demo.state import Course
 _WIDTH, _HEIGHT = 50, 13
 #: Seconds that one point stands for.
 _BIN = 3.0
+#: Of the axis of time.
+_PARTS = 5
 _FOLLOWING, _ALONE = "●", "·"
 
 #: Below the plots.
@@ -45,6 +47,8 @@ def _plot(course: Course, *, began_ms: int, seconds: float) -> list[str]:
     for taken_up_ms in course.tally.taken_up_ms.values():
         figure.line((taken_up_ms - began_ms) / 1000, "vertical", style="dotted")
     figure.ruler("x").lim(0, seconds)
+    ticks = [round(seconds * part / _PARTS) for part in range(_PARTS + 1)]
+    figure.ruler("x").ticks(ticks, [str(tick) for tick in ticks])
     figure.ruler("y").lim(0, min(100.0, 20.0 * (highest // 20 + 1)))
     lines = [line.rstrip("\n") for line in plotext.uncolorize(str(figure.build())).splitlines()]
     return [line.ljust(_WIDTH)[:_WIDTH] for line in lines]

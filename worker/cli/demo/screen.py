@@ -86,8 +86,8 @@ class PlainScreen:
             records, episodes, runs, live = _stored(course)
             without, under = course.tally.before, course.tally.after
             self.say(
-                f"  {course.game:<10} {records} records stored, {episodes} episodes, {runs} runs, live model: {live}; "
-                f"won {_won(without)} before, {_won(under)} with it"
+                f"  {course.game:<10} {records} records stored, {episodes} episodes, trainings: {runs}, "
+                f"live model: {live}; won {_won(without)} before, {_won(under)} with it"
             )
 
 
@@ -117,7 +117,7 @@ def screen_for(*, as_json: bool) -> Screen:
 def _table(state: State) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("game")
-    for name in ("records stored", "episodes", "runs", "live model"):
+    for name in ("records stored", "episodes", "trainings", "live model"):
         table.add_column(name, justify="right")
     for name in ("won before", "won with the model", "won alone"):
         table.add_column(name, justify="right")
