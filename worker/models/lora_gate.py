@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct, to_builtins
 
-from worker.learning.rates import rounded, wilson
+from worker.learning.rates import p_words, rounded, wilson
 from worker.learning.validation import Absolute, Improvement, Strategy, Verdict, strategy_of
 from worker.models.gate import GateConfig, Weighed
 
@@ -187,7 +187,7 @@ def _against(
     said = (
         f"{measure.what} {value:.4f} {'at least' if passed else 'below'} the required {required:.4f} "
         f"({strategy.__struct_config__.tag}; {name}: {reference:.4f}; more in {split.better} examples, "
-        f"fewer in {split.worse}, p {split.p_value:.3g}; negative log-likelihood {mine.nll:.4f}, {name}: "
+        f"fewer in {split.worse}, {p_words(split.p_value)}; negative log-likelihood {mine.nll:.4f}, {name}: "
         f"{theirs.nll:.4f})"
     )
     reasons = [said]
@@ -208,15 +208,15 @@ def _trouble(
     if objective == "dpo":
         # Training on preferences may take likelihood from both answers, down to where neither is said any more.
         if _lost(paired):
-            return f"right in fewer answers, p {paired.p_value:.3g}"
+            return f"right in fewer answers, {p_words(paired.p_value)}"
     elif even and paired.nll_difference > 0:
         return "right as often, and the answers are less likely"
     elif paired.nll_difference > 0 and paired.nll_p_value < _SIGNIFICANT and not _won(paired):
-        return f"the answers are less likely, p {paired.nll_p_value:.3g}"
+        return f"the answers are less likely, {p_words(paired.nll_p_value)}"
     unseen = [(mine, theirs) for mine, theirs in zip(candidate, other, strict=True) if not mine.seen]
     new = _split([mine for mine, _ in unseen], [theirs for _, theirs in unseen], _MEASURES[objective])
     if _lost(new):
-        return f"fewer {_MEASURES[objective].what} on texts that it was not trained on, p {new.p_value:.3g}"
+        return f"fewer {_MEASURES[objective].what} on texts that it was not trained on, {p_words(new.p_value)}"
     return None
 
 
