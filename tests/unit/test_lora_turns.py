@@ -41,6 +41,13 @@ def test_a_flood_of_failures_at_one_task_leaves_pairs_of_all() -> None:
     assert set(names(first)) == {"bad0", "good", *names(attempts)}
 
 
+def test_what_makes_a_pair_has_its_turn_together_however_long_ago_one_of_it_was() -> None:
+    successes = [told(f"good{n}", task=f"t{n}") for n in range(30)]
+    failures = [told(f"bad{n}", task=f"t{n}", outcome="failure") for n in range(30)]
+    first = in_turns([*successes, *failures])[:20]
+    assert names(first) == [f"{kind}{n}" for n in range(10) for kind in ("good", "bad")]
+
+
 def test_who_brings_much_at_a_time_has_fewer_turns() -> None:
     long = [told(f"long{n}", producer="long", size=500) for n in range(20)]
     short = [told(f"short{n}", producer="short", size=5) for n in range(200)]

@@ -29,7 +29,7 @@ ModelsOf: TypeAlias = Callable[[str, Sequence[str]], Sequence[LearnModel]]
 
 #: Most text of one training, in bytes: it is in hand while the rows are made.
 _MOST_TEXT = 64_000_000
-#: The newest, so many times `max_episodes`, take turns: to choose of 100,000 takes a second and 70 MB.
+#: The newest, so many times `max_episodes`, take turns: to choose of 100,000 takes a second and 90 MB.
 _TURNS_AMONG = 5
 #: Most actions in hand at once, where a learn model looks at several episodes together as preferences do: about 100 MB.
 _MOST_AT_ONCE = 100_000

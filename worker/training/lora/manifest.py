@@ -30,8 +30,8 @@ class ManifestFile(Struct, frozen=True, kw_only=True):
 class LoraManifest(Struct, frozen=True, kw_only=True):
     """Follows from the data and the settings alone: the same records in any order give the same manifest.
 
-    Where there are more than `max_episodes` that holds for records with a `timestamp_ms`: newest among others are those
-    that came in last.
+    Where there are more than `max_episodes`, or more text than fits, that holds for records with a `timestamp_ms`:
+    newest among others are those that came in last.
     """
 
     format: int = 1

@@ -26,15 +26,18 @@ class Candidate(Struct, frozen=True):
 def in_turns(newest_first: Iterable[Candidate]) -> list[Candidate]:
     """All of them in the order of their turns, of one turn the newer first."""
     own_turns: Counter[tuple[str, str, str]] = Counter()
-    within: list[tuple[int, int, Candidate]] = []
+    newest_of: dict[tuple[str, str, int], int] = {}
+    within: list[tuple[int, int, int, Candidate]] = []
     for age, one in enumerate(newest_first):
         lane = (one.producer, one.task, one.outcome)
-        within.append((own_turns[lane], age, one))
+        turn = own_turns[lane]
         own_turns[lane] += 1
-    within.sort(key=lambda item: item[:2])
+        # A success and a failure at one task are a pair: the older comes when the newer does.
+        within.append((turn, newest_of.setdefault((one.producer, one.task, turn), age), age, one))
+    within.sort(key=lambda item: item[:3])
     producers: Counter[str] = Counter()
     turns: list[tuple[int, int, Candidate]] = []
-    for _, age, one in within:
+    for *_, age, one in within:
         producers[one.producer] += one.size
         turns.append((producers[one.producer], age, one))
     turns.sort(key=lambda item: item[:2])
