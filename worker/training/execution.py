@@ -27,14 +27,13 @@ from worker.training.child import Died, Finished, TrainingStep
 from worker.training.endings import after_failure, after_skip, after_success, has_news
 from worker.training.recipe import Frozen, Recipe
 from worker.training.results import TrainingResult
+from worker.training.resuming import goes_on
 from worker.training.trigger_book import TriggerBook
 
 log = structlog.get_logger(__name__)
 
 #: Starts of one run after which it is given up: something takes the whole worker down each time.
 _MOST_ATTEMPTS = 10
-#: Starts of one run whose process is killed, or reaches its time limit, each time.
-_MOST_STARTS = 3
 #: Seconds between two words about steps in the log; status and metrics always have the newest.
 _STEPS_LOGGED_EVERY = 30.0
 
@@ -189,17 +188,12 @@ class Execution:
         return await self._failed(run, reason, detail)
 
     def _may_go_on(self, run: Run, reason: str) -> bool:
-        """Whether a process that was killed is started again, on the same data: it goes on from its checkpoint.
-
-        By the kernel for want of memory, by an operator, or by us at its time limit, where the steps that are left fit
-        into the starts that are. Not for ever, since what killed it may be the training itself.
-        """
-        if not self._recipe.resumes or run.attempts >= _MOST_STARTS:
-            return False
-        if reason == "timeout":
-            step, starts = self.current.step, _MOST_STARTS - run.attempts
-            return step is not None and step.seconds_left <= starts * self._recipe.launcher.timeout
-        return reason.startswith("signal:")
+        """Whether its process is started again, on the same data."""
+        recipe = self._recipe
+        return recipe.checkpoint is not None and goes_on(
+            reason, starts=run.attempts, timeout=recipe.launcher.timeout, step=self.current.step,
+            launched=recipe.launched, checkpoint=(recipe.output_of(run.run_id) / recipe.checkpoint).exists(),
+        )  # fmt: skip
 
     async def _why_not(self, run: Run) -> str | None:
         """A command without force trains only where there is news; triggers look before they ask."""

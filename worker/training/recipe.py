@@ -36,8 +36,9 @@ class Recipe:
     #: Freezes what a run may learn from in its directory, or finds there what an earlier attempt froze.
     #: Raises `StoreError`, OSError, ValueError.
     freeze: Callable[[Run, Path], Awaitable[Frozen]]
-    #: Whether its process goes on from a checkpoint, so that one which was killed is started again.
-    resumes: bool = False
+    #: Below `output_of` what its process goes on from, so that one which was killed is started again; None: nothing.
+    checkpoint: str | None = None
+    launched: bool = False  # by a launcher of the operator's
 
     def input_of(self, run_id: str) -> Path:
         """Where the run's input lies."""

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from worker.durable import make_private_directory, synced_at_the_end
+from worker.training.lora.inputs import CHECKPOINT_DIR
 
-CHECKPOINT_DIR = "checkpoint"
 _FILE = "latest.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

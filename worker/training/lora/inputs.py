@@ -23,6 +23,8 @@ from worker.training.results import INPUT_FILE
 TRAIN_FILE = "train.jsonl"
 HELD_OUT_FILE = "held_out.jsonl"
 MANIFEST_FILE = "manifest.json"
+#: Where an attempt leaves, below `output_dir`, what the next one goes on from.
+CHECKPOINT_DIR = "checkpoint"
 
 Objective: TypeAlias = Literal["sft", "dpo"]
 

@@ -48,6 +48,7 @@ def lora_plan(settings: Settings, *, models_of: ModelsOf, rules_of: Callable[[st
         runs_dir=settings.lora_data_dir or settings.data_dir / "lora" / "data",
         outputs_dir=settings.lora_output_dir or settings.data_dir / "lora" / "adapters",
         checkpoint_steps=settings.lora_checkpoint_steps,
+        launched=settings.lora_launcher is not None,
         converter=settings.lora_converter,
         serving_base=serving_base(settings),
     )

@@ -27,6 +27,7 @@ from worker.training.lora.adapter_check import AdapterCheck
 from worker.training.lora.base_shapes import base_on_this_machine
 from worker.training.lora.data import ModelsOf, write_training_data
 from worker.training.lora.inputs import (
+    CHECKPOINT_DIR,
     HELD_OUT_FILE,
     MANIFEST_FILE,
     TRAIN_FILE,
@@ -56,6 +57,7 @@ class LoraPlan:
     runs_dir: Path  # what runs see
     outputs_dir: Path  # checkpoints and adapters in the making
     checkpoint_steps: int
+    launched: bool = False  # by SWARM_LORA_LAUNCHER
     converter: str | None = None
     serving_base: Path | None = None
 
@@ -77,7 +79,7 @@ def lora_recipe(store: LoraStore, registry: Registry, plan: LoraPlan, launcher: 
 
     return Recipe(
         kind="lora", config_hash=plan.config.hash, launcher=launcher, runs_dir=plan.runs_dir,
-        outputs_dir=plan.outputs_dir, freeze=freeze, resumes=True,
+        outputs_dir=plan.outputs_dir, freeze=freeze, checkpoint=CHECKPOINT_DIR, launched=plan.launched,
     )  # fmt: skip
 
 
