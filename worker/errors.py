@@ -67,6 +67,10 @@ class DataRefused(StoreError):
     """The store refuses this data for what it is; splitting the group finds the culprit."""
 
 
+class Overtaken(DataRefused):
+    """Another worker changed what this was decided by; read again, and decide anew."""
+
+
 class StoreCorrupt(StoreError):
     """The store file is damaged; restore a backup (`swarm-worker backup` makes them)."""
 

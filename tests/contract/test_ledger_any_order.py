@@ -144,8 +144,9 @@ trainings = st.builds(
     train, owner=owners, run=runs, now_ms=times, model=st.none() | models, events=event_lists, ends=st.booleans()
 )
 deploys = st.builds(
-    lambda row, aliases, events: lambda store: store.deploy(row, aliases=aliases, events=events),
+    lambda row, after, aliases, events: lambda store: store.deploy(row, after=after, aliases=aliases, events=events),
     deployments,
+    st.sampled_from([None, None, "d1", "d2"]),
     st.dictionaries(st.sampled_from(["champion", "previous"]), st.none() | model_ids, max_size=2),
     event_lists,
 )

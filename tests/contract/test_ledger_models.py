@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pytest
 from msgspec.structs import replace
 
-from worker.errors import DataRefused, NotFound
+from worker.errors import DataRefused, NotFound, Overtaken
 from worker.store.port import Deployment, Model, OutboxEvent, Run, Store
 
 Reopen: TypeAlias = Callable[[Store], AbstractAsyncContextManager[Store]]
@@ -100,7 +100,10 @@ async def deploy(
     events: Sequence[OutboxEvent] = (),
 ) -> None:
     """Append or move on a deployment."""
-    await store.deploy(row, aliases=aliases or {}, events=events)
+    model = await store.model(row.model_id)
+    before = await store.deployments(row.scenario, kind=None if model is None else model.kind, limit=1)
+    after = before[0].deployment_id if before else None
+    await store.deploy(row, after=after, aliases=aliases or {}, events=events)
 
 
 async def applied(store: Store) -> int:
@@ -224,7 +227,7 @@ async def test_an_ended_deployment_never_changes(store: Store, first: Any, secon
     await deploy(store, deployment())
     await deploy(store, ended)
     count = await applied(store)
-    with pytest.raises(DataRefused, match="d1"):
+    with pytest.raises(Overtaken, match="d1"):
         await deploy(store, deployment(state=second), {"champion": "m1"}, [told("e1")])
     assert await store.deployments("S") == [ended]
     assert await store.aliases("S") == {"candidate": "m1"}
@@ -239,6 +242,43 @@ async def test_the_id_of_another_deployment_is_refused(store: Store, other: dict
     with pytest.raises(DataRefused, match="id of its own"):
         await deploy(store, deployment(state="verified", **other))
     assert await store.deployments("S") == [deployment()]
+
+
+@pytest.mark.parametrize("after", [None, "d1", "d9"])
+async def test_a_deployment_that_was_decided_by_another_log_than_there_is_begins_not(
+    store: Store, after: str | None
+) -> None:
+    """Two workers read the same log and both went back: a command was carried out twice."""
+    await train(store, 1)
+    await train(store, 2)
+    for number in (1, 2):
+        await deploy(store, deployment(f"d{number}", state="verified"), {"champion": "m1"})
+    with pytest.raises(Overtaken, match=r"d3 .* d2 is the newest"):
+        await store.deploy(
+            deployment("d3", "m2", state="verified"), after=after, aliases={"champion": "m2"}, events=[told("e1")]
+        )
+    assert [row.deployment_id for row in await store.deployments("S")] == ["d2", "d1"]
+    assert await store.aliases("S") == {"candidate": "m2", "champion": "m1"}
+    assert (await store.events(), await applied(store)) == ([], 2)
+
+
+async def test_deployments_of_another_kind_or_scenario_come_between(store: Store) -> None:
+    await train(store, 1)
+    await train(store, 2, kind="lora")
+    await train(store, 1, scenario="T", model_id="t1")
+    await store.deploy(deployment("d1"), after=None, aliases={}, events=[])
+    await store.deploy(deployment("d2", "m2"), after=None, aliases={}, events=[])
+    await store.deploy(deployment("d3", "t1", scenario="T"), after=None, aliases={}, events=[])
+    await store.deploy(deployment("d4"), after="d1", aliases={}, events=[])
+    assert [row.deployment_id for row in await store.deployments("S")] == ["d4", "d2", "d1"]
+
+
+async def test_the_end_of_a_deployment_asks_not_what_came_after_it(store: Store) -> None:
+    await train(store, 1)
+    await deploy(store, deployment("d1"))
+    await deploy(store, deployment("d2"))
+    await store.deploy(deployment("d1", state="failed"), after=None, aliases={}, events=[])
+    assert [row.state for row in await store.deployments("S")] == ["started", "failed"]
 
 
 async def test_failed_applies_and_rollbacks_count_as_no_applied_model(store: Store) -> None:

@@ -14,7 +14,7 @@ from tests.unit.test_training_kinds import command, operations
 from tests.unit.training_world import World, opened, worker_over
 from worker.clock import ManualClock
 from worker.errors import ApplyFailed, StoreUnavailable
-from worker.models import deployer
+from worker.models import applier, deployer
 from worker.models.applicators.noop import NoopApplicator
 from worker.models.deployer import Applied, EndNotStored
 from worker.store.port import Deployment, Model, Store
@@ -45,7 +45,13 @@ async def interrupted(
         previous_model_id=None if previous is None else previous.model_id, action=action, applicator="noop",
         target="x", state="started", by=by, forced=False, at_ms=1,
     )  # fmt: skip
-    await store.deploy(row, aliases={}, events=[])
+    await store.deploy(row, after=await newest_id(store, model), aliases={}, events=[])
+
+
+async def newest_id(store: Store, model: Model) -> str | None:
+    """Of the deployments of its kind."""
+    rows = await store.deployments("S", kind=model.kind, limit=1)
+    return rows[0].deployment_id if rows else None
 
 
 async def three(world: World) -> tuple[Model, Model, Model]:
@@ -85,13 +91,14 @@ async def test_a_fault_of_an_applicators_own_ends_the_apply_and_brings_the_model
 async def test_what_a_later_apply_has_overtaken_is_ended_and_not_carried_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where another worker ended one while this one was frozen."""
+    """As older workers left it, which began beside what was interrupted."""
     async with opened(tmp_path, "memory") as store:
         world = worker_over(store, tmp_path)
         first, second, _ = await three(world)
         await interrupted(store, first, by="anna")
-        with monkeypatch.context() as frozen:
-            frozen.setattr(deployer, "unfinished", lambda _: [])
+        with monkeypatch.context() as older:
+            for module in (applier, deployer):
+                older.setattr(module, "unfinished", lambda _: [])
             await world.applier.apply_now(second, by="ben")
         await world.applier.reconcile("S", "offline")
         assert await went(store) == [(first.model_id, "failed"), (second.model_id, "verified")]

@@ -390,7 +390,8 @@ async def test_a_server_that_is_away_at_the_start_delays_nothing_and_gets_its_ad
             deployment_id="d2", scenario="S", model_id=second.model_id, previous_model_id=first.model_id,
             action="apply", applicator="noop", target="x", state="started", by="trigger", forced=False, at_ms=1,
         )  # fmt: skip
-        await store.deploy(started, aliases={}, events=[])
+        (live,) = await store.deployments("S")
+        await store.deploy(started, after=live.deployment_id, aliases={}, events=[])
         server.away = True
         server._served.clear()
         async with Keeping(world, monkeypatch) as keeping:

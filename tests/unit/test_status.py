@@ -64,7 +64,9 @@ async def deployed(store: Store, model_id: str, state: Any, at_ms: int) -> None:
         applicator="vllm", target="http://llm:8000 (S)", state=state, by="anna", forced=False, at_ms=at_ms,
         detail=f"detail {at_ms}",
     )  # fmt: skip
-    await store.deploy(row, aliases={"lora-champion": model_id} if state == "verified" else {}, events=[])
+    before = await store.deployments("S", kind="lora", limit=1)
+    after = before[0].deployment_id if before else None
+    await store.deploy(row, after=after, aliases={"lora-champion": model_id} if state == "verified" else {}, events=[])
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

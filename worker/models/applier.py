@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 from uuid import uuid4
 
 import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from worker.clock import Clock
-from worker.errors import ApplyFailed
+from worker.errors import ApplyFailed, Overtaken
 from worker.models.announce import Announcer
 from worker.models.applicators.port import Applicator
 from worker.models.deployer import Applied, ApplierStats, Deployer, NoPrevious, went_back
 from worker.models.health_window import HealthWindow
-from worker.models.history import LiveHistory
+from worker.models.history import LiveHistory, live_models, unfinished
 from worker.models.registry import Registry
 from worker.models.serving import Serving
 from worker.store.port import Deployment, Model, ModelKind, ModelRegistry
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 ApplyMode: TypeAlias = Literal["manual", "auto"]
 
+#: Each is overtaken only by something that another worker has begun or ended.
+_MOST_TRIES = 10
 #: In texts for people.
 _NOUN: Mapping[ModelKind, str] = {"offline": "model", "lora": "adapter"}
 
@@ -115,15 +118,22 @@ class Applier:
             return self._skip(
                 model, f"the gate says {model.gate_verdict} ({reasons}); override it with: {_command(model)} --force"
             )
+        result: ApplyResult = await _unless_overtaken()(
+            self._apply_in_turn, model, by=by, forced=forced, if_newer=if_newer
+        )
+        return result
+
+    async def _apply_in_turn(self, model: Model, *, by: str, forced: bool, if_newer: bool) -> ApplyResult:
         async with self._turn(model.scenario, model.kind):
+            rows = await self._history.rows(model.scenario, model.kind)
+            if (done := await self._done_by(rows, by)) is not None:
+                return done
             live = await self._registry.champion(model.scenario, model.kind)
             if if_newer and live is not None and live.version >= model.version:
                 newer = " and newer" if live.version > model.version else ""
                 return self._skip(model, f"version {live.version} is live{newer}")
             previous = None if live is None or live.model_id == model.model_id else live.model_id
-            return await self._deployer.deploy(
-                self._deployer.new(model, previous, "apply", by=by, forced=forced), model
-            )
+            return await self._begin(rows, self._deployer.new(model, previous, "apply", by=by, forced=forced), model)
 
     async def begun_by(self, scenario: str, by: str) -> tuple[Deployment, Model] | None:
         """The deployment, and its model, that a command had brought before a crash; None where nothing.
@@ -159,19 +169,46 @@ class Applier:
         Without `kind` and `to`: of the kind that was changed last. An adapter that is still in its health window is
         given up by it: what was live before is live again, and nothing earlier.
         """
+        back: Applied = await _unless_overtaken()(self._rollback_in_turn, scenario, by=by, kind=kind, to=to)
+        return back
+
+    async def _rollback_in_turn(self, scenario: str, *, by: str, kind: ModelKind | None, to: Model | None) -> Applied:
         kind = to.kind if to is not None else kind or await self.changed_last(scenario)
         if to is None and kind == "lora" and (back := await self._deployer.give_up(scenario, by)) is not None:
             return back
         async with self._turn(scenario, kind):
-            ids = await self.history(scenario, kind)
+            rows = await self._history.rows(scenario, kind)
+            if (done := await self._done_by(rows, by)) is not None:
+                return done
+            ids = live_models(rows, depth=self._history.depth)
             earlier = ids[1:]
             target = to.model_id if to is not None else (earlier[0] if earlier else None)
             if target is None or target not in earlier:
                 raise NoPrevious(await self._why_no_earlier(scenario, kind, to))
             model = await self._registry.get(target)
-            return await self._deployer.deploy(
-                self._deployer.new(model, ids[0], "rollback", by=by, forced=False), model
-            )
+            return await self._begin(rows, self._deployer.new(model, ids[0], "rollback", by=by, forced=False), model)
+
+    async def _done_by(self, rows: Sequence[Deployment], by: str) -> Applied | None:
+        """What another worker has made of the same command, by the log of one kind. Raises as `end_of`."""
+        for row in rows if by.startswith("command ") else ():  # others name nothing that is done once
+            if by in (row.by, row.given_up_by) and row.state != "started":
+                return await self.end_of(row, await self._registry.get(row.model_id), by=by)
+        return None
+
+    async def _begin(self, rows: Sequence[Deployment], started: Deployment, model: Model) -> Applied:
+        """Carry out what was decided by these rows of the log, or raise `Overtaken`."""
+        if begun := unfinished(rows):
+            raise Overtaken(f"another worker has begun deployment {begun[0].deployment_id}; that is carried on first")
+        try:
+            return await self._deployer.deploy(started, model, after=rows[0].deployment_id if rows else None)
+        except Overtaken:
+            now = await self._history.rows(model.scenario, model.kind)
+            ended = [row for row in now if row.deployment_id == started.deployment_id]
+            if not ended:
+                raise
+            # Another worker took this one for dead, and carried it on to another end: the first word stands.
+            await self._deployer.serve_live(model.scenario, model.kind)
+            return await self.end_of(ended[0], model, by=started.by)
 
     async def _why_no_earlier(self, scenario: str, kind: ModelKind, to: Model | None) -> str:
         wanted = "to go back to" if to is None else to.model_id
@@ -221,6 +258,16 @@ class Applier:
         self.stats.skipped += 1
         log.info("apply_skipped", scenario=model.scenario, model_id=model.model_id, reason=reason)
         return ApplySkipped(model.model_id, reason)
+
+
+def _unless_overtaken() -> AsyncRetrying:
+    """Decide anew where other workers, which may have the same store, began or ended something meanwhile."""
+    return AsyncRetrying(
+        stop=stop_after_attempt(_MOST_TRIES),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        retry=retry_if_exception_type(Overtaken),
+        reraise=True,
+    )
 
 
 def _command(model: Model) -> str:

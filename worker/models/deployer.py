@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from worker import crash
-from worker.clock import Clock, after
-from worker.errors import ApplyFailed, DataRefused, NotFound, StoreError, StoreUnavailable
+from worker.clock import Clock
+from worker.clock import after as after_seconds
+from worker.errors import ApplyFailed, DataRefused, NotFound, Overtaken, StoreError, StoreUnavailable
 from worker.models.announce import Announcer
 from worker.models.health_window import GivenUp, HealthWindow
 from worker.models.history import LiveHistory, ended_after, unfinished
@@ -118,9 +119,13 @@ class Deployer:
             state="started", by=by, forced=forced, at_ms=self._clock.now_ms(),
         )  # fmt: skip
 
-    async def deploy(self, started: Deployment, model: Model) -> Applied:
-        """Carry it from `started` to its end. Raises `ApplyFailed` once the way back is gone; `EndNotStored`."""
-        await self._while_store_is_away(_PATIENCE_BEFORE)(self._write, started)
+    async def deploy(self, started: Deployment, model: Model, *, after: str | None = None) -> Applied:
+        """Carry it from `started` to its end. Raises `ApplyFailed` once the way back is gone; `EndNotStored`.
+
+        A new one comes `after` the newest row that it was decided by. `Overtaken` where another worker's came before
+        it, or has carried this one on and ended it otherwise.
+        """
+        await self._while_store_is_away(_PATIENCE_BEFORE)(self._write, started, after=after)
         crash.point("apply_started")
         try:
             detail = await self._serving.bring(model)
@@ -180,6 +185,7 @@ class Deployer:
 
     async def serve_live(self, scenario: str, kind: ModelKind) -> bool:
         """Serve the live model again where another is served; False where that can't be: its server is away, say."""
+        newest = (await self._history.rows(scenario, kind))[:1]
         live = await self._registry.champion(scenario, kind)
         if live is None:
             self._unserved.pop((scenario, kind), None)
@@ -192,7 +198,10 @@ class Deployer:
                     f"{self._serving.applicator(kind).target(scenario)} was seen to serve {served or 'no model'}; "
                     "it is being brought there again"
                 )
-                await self._bring_again(live)
+                await self._bring_again(live, after=newest[0].deployment_id)
+        except Overtaken as error:  # another worker's deployment has the last word on what is served
+            log.warning("live_model_changes", scenario=scenario, kind=kind, error=str(error))
+            return False
         except ApplyFailed as error:
             self._unserved[scenario, kind] = str(error)
             self._stats.failed += 1
@@ -225,7 +234,7 @@ class Deployer:
         await self._write(verified, aliases, events)
         return verified
 
-    async def _bring_again(self, live: Model) -> None:
+    async def _bring_again(self, live: Model, *, after: str) -> None:
         """Bring what was lost; where another server has it now (`blue_green`), those who follow events are told."""
         before = await self._serving.endpoint(live)
         detail = await self._serving.bring(live)
@@ -235,7 +244,7 @@ class Deployer:
         moved = self.new(live, None, "apply", by="worker", forced=False)
         moved = replace(moved, state="verified", detail=detail, target=_target(moved, endpoint))
         event = self._announcer.applied(moved, live, endpoint=endpoint, now_ms=moved.at_ms)
-        await self._while_store_is_away(_PATIENCE_BEFORE)(self._write, moved, None, [event])
+        await self._while_store_is_away(_PATIENCE_BEFORE)(self._write, moved, None, [event], after=after)
         self._on_event()
 
     async def _fail(self, started: Deployment, model: Model, reason: ApplyFailed) -> None:
@@ -300,9 +309,11 @@ class Deployer:
         deployment: Deployment,
         aliases: Mapping[str, str | None] | None = None,
         events: Sequence[OutboxEvent] = (),
+        *,
+        after: str | None = None,
     ) -> None:
         """One transaction."""
-        await self._store.deploy(deployment, aliases=aliases or {}, events=events)
+        await self._store.deploy(deployment, after=after, aliases=aliases or {}, events=events)
 
     async def _end(self, end: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read and write what ends a deployment, as soon as the store is there. Raises `EndNotStored`."""
@@ -314,7 +325,7 @@ class Deployer:
 
     def _while_store_is_away(self, seconds: float) -> AsyncRetrying:
         return AsyncRetrying(
-            stop=after(self._clock, seconds),
+            stop=after_seconds(self._clock, seconds),
             wait=wait_exponential(multiplier=0.2, max=5),
             retry=retry_if_exception_type(StoreUnavailable),
             reraise=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.errors import DataRefused, LeaseLost, NotFound
+from worker.errors import DataRefused, LeaseLost, NotFound, Overtaken
 from worker.store.port import Deployment, Model, Run, StoredCommand, TriggerState, trigger_key
 
 ENDED = frozenset({"trained", "failed", "skipped"})
@@ -92,10 +92,11 @@ def check_new_model(model: Model, *, known: Model | None, newest_version: int) -
         )
 
 
-def check_model_of(scenario: str, model_id: str, known: Model | None) -> None:
+def check_model_of(scenario: str, model_id: str, known: Model | None) -> Model:
     """Deployments and aliases of a scenario point at models of that scenario."""
     if known is None or known.scenario != scenario:
         raise NotFound(f"scenario {scenario} has no model {model_id}; `swarm-worker models` lists what there is")
+    return known
 
 
 def changes_state(stored: Deployment, new: Deployment) -> bool:
@@ -108,11 +109,20 @@ def changes_state(stored: Deployment, new: Deployment) -> bool:
     if stored.state == new.state:
         return False
     if stored.state != "started":
-        raise DataRefused(
+        raise Overtaken(
             f"deployment {new.deployment_id} has ended as {stored.state!r} and cannot become {new.state!r}; "
             "the log only grows, append a deployment of its own"
         )
     return True
+
+
+def check_after(new: Deployment, after: str | None, newest: str | None) -> None:
+    """A deployment begins only where the log of its kind is as it was when this was decided."""
+    if newest != after:
+        raise Overtaken(
+            f"deployment {new.deployment_id} of scenario {new.scenario} was to come after {after or 'none'}, and "
+            f"another worker's came before it: {newest or 'none'} is the newest; read the log again"
+        )
 
 
 def counts_as_applied(deployment: Deployment) -> bool:

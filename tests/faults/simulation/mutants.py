@@ -126,8 +126,8 @@ class ForgetsCommands(MemoryStore):
 class DeploysQuietly(MemoryStore):
     """A model goes live and the event is forgotten."""
 
-    async def deploy(self, deployment: Deployment, *, aliases: Any, events: Any) -> None:
-        await super().deploy(deployment, aliases=aliases, events=() if deployment.state == "verified" else events)
+    async def deploy(self, deployment: Deployment, *, events: Any, **rest: Any) -> None:
+        await super().deploy(deployment, events=() if deployment.state == "verified" else events, **rest)
 
 
 class KeepsRunsForItself(MemoryStore):
@@ -153,10 +153,10 @@ class RemembersForBothKinds(MemoryStore):
 class GoesBackUnderTheOtherName(MemoryStore):
     """A rollback of an adapter moves the aliases of the other kind."""
 
-    async def deploy(self, deployment: Deployment, *, aliases: Mapping[str, str | None], events: Any) -> None:
+    async def deploy(self, deployment: Deployment, *, aliases: Mapping[str, str | None], **rest: Any) -> None:
         if deployment.action == "rollback":
             aliases = {alias.removeprefix("lora-"): model_id for alias, model_id in aliases.items()}
-        await super().deploy(deployment, aliases=aliases, events=events)
+        await super().deploy(deployment, aliases=aliases, **rest)
 
 
 class GivesUpTheKilled(Execution):

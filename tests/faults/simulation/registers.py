@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.simulation.node import APPLY_MODES, MAX_HISTORY, SCENARIOS
-from worker.models.history import live_models
 from worker.store.port import Deployment, Model, ModelKind, Run, TriggerState, alias_of, trigger_key
 
 KINDS: tuple[ModelKind, ...] = ("offline", "lora")
@@ -35,8 +34,6 @@ class Registers:
     histories: defaultdict[tuple[str, ModelKind], list[str]] = field(default_factory=lambda: defaultdict(list))
     memories: defaultdict[tuple[str, ModelKind], Memory] = field(default_factory=lambda: defaultdict(Memory))
     _counted: set[str] = field(default_factory=set)
-    #: The history at the start of each deployment.
-    _seen: dict[str, list[str]] = field(default_factory=dict)
     _places: dict[str, Path] = field(default_factory=dict)
 
     def written(self, call: str, args: tuple[Any, ...]) -> None:
@@ -44,9 +41,6 @@ class Registers:
         match call, args:
             case "finish_run", (Run() as run, *_):
                 self._ended(run)
-            case "deploy", (Deployment(state="started") as row, *_):
-                kind = self.store._models[row.model_id].kind
-                self._seen.setdefault(row.deployment_id, list(self.histories[row.scenario, kind]))
             case "deploy", (Deployment(state="verified") as row, *_) if row.deployment_id not in self._counted:
                 self._counted.add(row.deployment_id)
                 self._went_live(row)
@@ -75,14 +69,6 @@ class Registers:
         aliases = self.aliases[row.scenario]
         champion, candidate, previous = (alias_of(name, model.kind) for name in ("champion", "candidate", "previous"))
         aliases[champion] = row.model_id
-        if self._seen.get(row.deployment_id, history) != history:
-            # Two workers at once on one store, which only a lock keeps apart: whichever ends last is live, and the
-            # log's order of starts is the history.
-            rows = [one for one in self.store._deployments.values() if one.scenario == row.scenario]
-            rows = [one for one in rows if self.store._models[one.model_id].kind == model.kind]
-            history[:] = live_models(rows[::-1], depth=MAX_HISTORY)[::-1]
-            self.aliases[row.scenario] = dict(self.store._aliases[row.scenario])
-            return
         if row.action == "rollback":
             assert history[-2:-1] == [row.model_id], f"{row.deployment_id} went back to {row.model_id} of {history}"
             del history[-1]

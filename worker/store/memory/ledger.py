@@ -229,14 +229,23 @@ class Ledger(Role):
         return dict(sorted(self._aliases.get(scenario, {}).items()))
 
     async def deploy(
-        self, deployment: Deployment, *, aliases: Mapping[str, str | None], events: Sequence[OutboxEvent]
+        self,
+        deployment: Deployment,
+        *,
+        after: str | None = None,
+        aliases: Mapping[str, str | None],
+        events: Sequence[OutboxEvent],
     ) -> None:
         self._state.require_open()
         scenario = deployment.scenario
         stored = self._deployments.get(deployment.deployment_id)
         if stored is not None and not rules.changes_state(stored, deployment):
             return
-        for model_id in (deployment.model_id, *aliases.values()):
+        if stored is None:
+            model = rules.check_model_of(scenario, deployment.model_id, self._models.get(deployment.model_id))
+            newest = await self.deployments(scenario, kind=model.kind, limit=1)
+            rules.check_after(deployment, after, newest[0].deployment_id if newest else None)
+        for model_id in aliases.values():
             if model_id is not None:
                 rules.check_model_of(scenario, model_id, self._models.get(model_id))
         if stored is None:

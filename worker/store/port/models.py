@@ -70,12 +70,21 @@ class ModelRegistry(Protocol):
         ...
 
     async def deploy(
-        self, deployment: Deployment, *, aliases: Mapping[str, str | None], events: Sequence[OutboxEvent]
+        self,
+        deployment: Deployment,
+        *,
+        after: str | None = None,
+        aliases: Mapping[str, str | None],
+        events: Sequence[OutboxEvent],
     ) -> None:
         """Append to the deployment log, move aliases, queue events: one transaction.
 
         A known `deployment_id` moves on to its new state. An alias of None is removed. A `verified` `apply` counts in
         `models_applied` once.
+
+        Several workers may have the store: a new row comes `after` the one by which it was decided, the newest of its
+        kind in its scenario (None: there is none). `Overtaken`, without any effect, where another is the newest by now,
+        and where the deployment has ended otherwise.
         """
         ...
 

@@ -29,14 +29,23 @@ class ModelRegistry(Role):
         )
 
     async def deploy(
-        self, deployment: Deployment, *, aliases: Mapping[str, str | None], events: Sequence[OutboxEvent]
+        self,
+        deployment: Deployment,
+        *,
+        after: str | None = None,
+        aliases: Mapping[str, str | None],
+        events: Sequence[OutboxEvent],
     ) -> None:
         row = to_row(deployment)
 
         def write(connection: sqlite3.Connection) -> None:
             stored = select_one(connection, Deployment, "deployment_by_id", deployment_id=deployment.deployment_id)
             if stored is None:
-                _check_model(connection, deployment.scenario, deployment.model_id)
+                model = _check_model(connection, deployment.scenario, deployment.model_id)
+                newest = select_one(
+                    connection, Deployment, "deployments", scenario=deployment.scenario, kind=model.kind, limit=1
+                )
+                rules.check_after(deployment, after, None if newest is None else newest.deployment_id)
                 change(connection, "insert_deployment", **row)
             elif rules.changes_state(stored, deployment):
                 change(connection, "change_deployment", **row)
@@ -70,8 +79,8 @@ def _model(connection: sqlite3.Connection, model_id: str) -> Model | None:
     return select_one(connection, Model, "model_by_id", model_id=model_id)
 
 
-def _check_model(connection: sqlite3.Connection, scenario: str, model_id: str) -> None:
-    rules.check_model_of(scenario, model_id, _model(connection, model_id))
+def _check_model(connection: sqlite3.Connection, scenario: str, model_id: str) -> Model:
+    return rules.check_model_of(scenario, model_id, _model(connection, model_id))
 
 
 def _move_aliases(connection: sqlite3.Connection, scenario: str, moves: Mapping[str, str | None]) -> None:
