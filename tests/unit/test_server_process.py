@@ -301,3 +301,17 @@ asyncio.run(main())
 """
     files = [str(tmp_path / "server.pid"), str(tmp_path / "server.log")]
     subprocess.run([sys.executable, "-c", program, *files], check=True, timeout=50)
+
+
+async def test_a_server_that_just_ends_and_has_only_its_lock_left_is_waited_for(
+    process: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes a process's descriptors away a moment before it drops their locks."""
+    process.pid_file.parent.mkdir()
+    process.pid_file.write_text(json.dumps({"pid": os.getpid(), "command": ["llama-server"]}))
+    lock = os.open(process.pid_file, os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    asyncio.get_running_loop().call_later(0.1, os.close, lock)
+    monkeypatch.setattr(process, "_holds_lock", lambda _: False)
+    await process.stop(grace=0)
+    assert await process.running() is None

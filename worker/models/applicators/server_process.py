@@ -30,6 +30,8 @@ _LAUNCH_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
 #: Seconds after SIGKILL; a process that waits for a broken disk ends later than that.
 _KILL_SECONDS = 10.0
+#: Seconds in which a process that ends, and so has no descriptors any more, drops its lock.
+_DROP_SECONDS = 0.5
 #: A pid file holds one command line.
 _PID_FILE_LIMIT = 100_000
 #: A log of this size is set aside at the next start, one generation.
@@ -88,7 +90,7 @@ class ServerProcess:
         if found is None:
             return
         for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
-            self._signal(found, number)
+            await self._signal(found, number)
             if await self._ended(seconds):
                 log.info("server_stopped", pid=found.pid, by=number.name)
                 return
@@ -119,7 +121,7 @@ class ServerProcess:
             await asyncio.sleep(_LOOK_SECONDS)
         return True
 
-    def _signal(self, found: Running, number: signal.Signals) -> None:
+    async def _signal(self, found: Running, number: signal.Signals) -> None:
         """To the process that holds the lock, and to no other: the file may have been restored, copied or edited."""
         process, reason = None, "that process is not the one"
         try:
@@ -132,7 +134,7 @@ class ServerProcess:
         finally:
             if process is not None:
                 os.close(process)
-        if self._look() == found:
+        if not await self._ended(_DROP_SECONDS) and self._look() == found:
             raise ApplyFailed(
                 f"{self.pid_file} names pid {found.pid}, which cannot be seen to hold its lock ({reason}), so no "
                 "process is ended: who holds it may run in another container, or as another user; find it with: "
