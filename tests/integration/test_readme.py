@@ -58,18 +58,22 @@ def test_the_example_message_is_decoded() -> None:
 
 
 async def test_the_client_example_publishes_a_session(amqp_url: str, tmp_path: Path, new_session: Any) -> None:
-    """Its three actions and the session's end are in the queue as one batch, confirmed when the example returns."""
+    """Its three actions and the session's end are one batch, confirmed when it returns; and another when run again."""
     session = await new_session("control")
 
     await ensure_topology(session, [*shared_objects(), *scenario_objects("checkout")], "auto")
     space: dict[str, Any] = {}
     exec(blocks("python")[0], space)  # noqa: S102 - our own README
-    await asyncio.to_thread(space["act"], amqp_url, tmp_path)
     channel = await session.open_channel()
-    message = await channel.basic_get("swarm.records.checkout")
-    batch = decode_batch(message.body, scenario="checkout")
-    assert isinstance(batch, Batch)
-    assert [type(record).__name__ for record in batch.records] == ["ActionRecord"] * 3 + ["LearnStatsRecord"]
+    sessions = set()
+    for _ in range(2):  # a second end of the same session would be quarantined
+        await asyncio.to_thread(space["act"], amqp_url, tmp_path)
+        message = await channel.basic_get("swarm.records.checkout")
+        batch = decode_batch(message.body, scenario="checkout")
+        assert isinstance(batch, Batch)
+        assert [type(record).__name__ for record in batch.records] == ["ActionRecord"] * 3 + ["LearnStatsRecord"]
+        sessions |= {record.session_id for record in batch.records}
+    assert len(sessions) == 2
 
 
 async def test_the_follower_example_prints_what_became_live(

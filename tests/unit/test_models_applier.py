@@ -206,6 +206,24 @@ async def test_a_first_model_that_cannot_be_applied_leaves_none_served(tmp_path:
         assert "champion" not in await store.aliases("S")
 
 
+async def test_a_server_that_is_away_is_told_once_though_the_way_back_fails_too(tmp_path: Path) -> None:
+    """A page of one error twice, in `models history`."""
+
+    class Away(Stubborn):
+        async def apply(self, model: Model, content: bytes) -> None:
+            raise ApplyFailed("connection refused")
+
+        async def withdraw(self, scenario: str) -> None:
+            raise ApplyFailed("connection refused")
+
+    async with opened(tmp_path, "memory") as store:
+        world = worker_over(store, tmp_path, mode="auto", applicator=Away())
+        with pytest.raises(ApplyFailed):
+            await world.applier.apply(await register(world, 1), by="trigger")
+        row = await newest_deployment(store)
+        assert row.detail == "connection refused; and the way back failed, for the same reason"
+
+
 async def test_a_folder_that_is_a_link_is_refused_before_anything_is_served(tmp_path: Path) -> None:
     """It cannot be made durable; a model that was reported as failed and served all the same would be a lie."""
     async with opened(tmp_path) as store:

@@ -6,7 +6,7 @@ does, and keeps the adapter before it answering for a while. So a node that look
     pointer = AdapterPointer(Path("/var/lib/swarm"), "checkout")
     current = pointer.current()
     if current is None:
-        url, name = my_base_url, my_base_name  # nothing was learnt yet
+        url, name = "http://127.0.0.1:8080", "base"  # nothing was learnt yet; the router's own base has this name
     else:
         url, name = current.endpoint.url, current.endpoint.model
     client.post(f"{url}/v1/chat/completions", json={"model": name, "messages": messages})
