@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.stores import build
 from worker.clock import ManualClock
@@ -24,6 +25,7 @@ from worker.wire.codec import record_to_json
 _STORES = Path(build.__file__).parent
 #: Schemas that a release had.
 RELEASED = (1, 2)
+PRODUCER = "node"
 
 
 def old_store(folder: Path, schema: int) -> Path:
@@ -79,12 +81,15 @@ async def test_projections_go_on_and_a_rebuild_gives_the_same(store: Store) -> N
     working = projector(store)
     await working.catch_up()
     counts = await store.counts("S")
-    episodes = [episode async for episode in store.episodes("S", EpisodeFilter())]
+    episodes = [one async for one in store.episodes("S", EpisodeFilter())]
     assert counts
-    await store.rebuild("S")
+    await working.follow_rules(["S"])  # as a start does
     await working.catch_up()
     assert await store.counts("S") == counts
-    assert [episode async for episode in store.episodes("S", EpisodeFilter())] == episodes
+    again = [one async for one in store.episodes("S", EpisodeFilter())]
+    # Who sent an episode's records is newer than these stores; those of a graph name nobody.
+    assert {one.producer for one in again if one.task_id is not None} == {PRODUCER}
+    assert [replace(one, producer="") for one in again] == [replace(one, producer="") for one in episodes]
 
 
 async def test_triggers_know_what_an_old_store_was_trained_on(tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ async def test_triggers_know_what_an_old_store_was_trained_on(tmp_path: Path) ->
     await projector(store).follow_rules(["S"])  # what is counted by producer now is counted anew
     await projector(store).catch_up()
     assert await store.counts("S") == counts
-    assert set(await store.producers("S")) == {build.incoming(0).batch.identity.producer_id}
+    assert set(await store.producers("S")) == {PRODUCER}
     await store.close()
 
 

@@ -19,7 +19,7 @@ from worker.learning.counts import BucketedCounts
 from worker.store.port import Pending, PendingGraph, PendingSession, PendingTask, Projection
 
 #: Part of every rules digest: grows when cutting, judging or counting changes, so that stores are projected anew.
-PROJECTION_VERSION = 2
+PROJECTION_VERSION = 3
 _EXPORT_FIELDS = frozenset({"system_prompt", "available_actions", "rules"})
 
 
