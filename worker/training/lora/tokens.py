@@ -17,6 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from worker.episodes.worker_task import ARROW
 from worker.training.lora.inputs import LoraExample
 
+#: Stands for an answer: no mark of any template has it in it.
+_ANY_ANSWER = "0the-answer0"
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -138,14 +141,15 @@ class Encoder:
             ids, starts = apart.input_ids, [start for start, _ in apart.offset_mapping]
         decisions = _decisions(starts, answer, actions)
         return Tokens(
-            ids=(*opening, *alone, *ids, self._end(example, answer)),
+            ids=(*opening, *alone, *ids, self._end(example)),
             answer=len(ids) + 1,
             decisions=(*decisions, decisions[-1] if decisions else 0),
         )
 
-    def _end(self, example: LoraExample, answer: str) -> int:
+    def _end(self, example: LoraExample) -> int:
         """The mark that the template puts behind an answer; the end of text where it puts none."""
-        _, found, behind = self._rendered(example, answer).rpartition(answer)
+        # Not behind the answer itself: `end` is a part of <|im_end|> too, and templates trim what they are given.
+        _, found, behind = self._rendered(example, _ANY_ANSWER).rpartition(_ANY_ANSWER)
         special = set(self._tokenizer.all_special_ids) | set(self._tokenizer.get_added_vocab().values())
         if found:
             for token in self._tokenizer(behind, add_special_tokens=False).input_ids:
