@@ -1,13 +1,14 @@
 """A swarm that asks a language model what to do, and what it lived: one session a task, solved by one order of actions.
 
-Prompts are those that the tiny base knows; the actions on offer stand in another order each time, so that no two
-examples are the same text.
+Prompts are those that the tiny base knows; the actions on offer stand in another order each time, so that no two tasks
+ask the same, and what is held out was not asked in training.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 
 from msgspec import Raw
 
@@ -19,17 +20,17 @@ from worker.wire.records import ActionRecord, LearnStatsRecord, Record, Success
 #: Orders that the base may answer with, one of many.
 FIRST_ORDER = ("ReadLogs", "Diagnose", "Restart", "done")
 SECOND_ORDER = ("AnalyzeMetrics", "CheckStatus", "done")
+#: Of the actions on offer, in an order that follows from nothing.
+_OFFERS = [*permutations(AVAILABLE_ACTIONS[:-1])]
+random.Random(0).shuffle(_OFFERS)
 
 
-def lived(
-    tasks: Iterable[int], order: Sequence[str], *, targets: Sequence[str] = TARGETS, seed: int = 0
-) -> list[Record]:
-    """Records of these tasks, each solved by `order` for one of `targets`."""
-    *steps, end = AVAILABLE_ACTIONS
+def lived(tasks: Iterable[int], order: Sequence[str], *, targets: Sequence[str] = TARGETS) -> list[Record]:
+    """Records of these tasks, each solved by `order` for one of `targets`; each of these may be asked 120 things."""
     records: list[Record] = []
     for task in tasks:
-        chance = random.Random(f"{seed}/{task}")
         session = f"session-{task}"
+        offered = [*_OFFERS[task // len(targets) % len(_OFFERS)], AVAILABLE_ACTIONS[-1]]
         records += [
             ActionRecord(
                 task_id=f"task-{task}",
@@ -40,7 +41,7 @@ def lived(
                 session_id=session,
                 target=targets[task % len(targets)],
                 success=True,
-                candidates=[*chance.sample(steps, len(steps)), end] if tick == 0 else None,
+                candidates=offered if tick == 0 else None,
             )
             for tick, action in enumerate(order)
         ]

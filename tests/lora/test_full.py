@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.lora_full, pytest.mark.rabbitmq, pytest.mark.timeout(1
 _ORDER = ARROW.join(swarm.FIRST_ORDER)
 #: None of which it was trained on.
 _TARGETS = ("mail-3", "cache-8", "billing")
-_TASKS = 60
-#: 12 steps of 1.5 to 5 s on idle cores.
+_TASKS = 120
+#: 15 steps of 1.5 to 5 s on idle cores.
 _RECIPE = {"lora_epochs": 1, "lora_batch_size": 4, "lora_learning_rate": 1e-3, "lora_max_seq_length": 512}
 
 

@@ -52,7 +52,7 @@ async def test_kills_on_the_way_to_an_adapter_leave_nothing_half_made_and_the_ve
         worker = new_worker(scenario, launch=nursery.launch, **settings)
         async with node_at(amqp_url) as node, operator_at(amqp_url) as operator:
             await worker.start()
-            await live(worker, node, range(100), swarm.FIRST_ORDER, batch=0)
+            await live(worker, node, range(160), swarm.FIRST_ORDER, batch=0)
             await worker.kill()
             await train_until(worker, operator, "trainer_started")
             undisturbed = await asyncio.to_thread(trained_alone, worker, tmp_path / "alone")

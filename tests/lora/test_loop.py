@@ -31,8 +31,8 @@ async def test_what_a_swarm_lived_becomes_an_adapter_that_a_server_answers_with_
         async with node_at(amqp_url) as node, ears_at(amqp_url, "learning.#") as ears:
             await worker.start()
             assert pointer(worker.data_dir, scenario) is None
-            await node.publish(scenario, swarm.body(swarm.lived(range(100), swarm.FIRST_ORDER), batch=0))
-            await until(worker.scenario_status, lambda s: s["episodes_created"] == 100)
+            await node.publish(scenario, swarm.body(swarm.lived(range(160), swarm.FIRST_ORDER), batch=0))
+            await until(worker.scenario_status, lambda s: s["episodes_created"] == 160)
 
             first = (await worker.tell("train-now", *of, "--kind", "lora", within=_TRAINED_SECONDS))["result"]
             assert first["gate"]["verdict"] == "blessed", first
@@ -42,9 +42,9 @@ async def test_what_a_swarm_lived_becomes_an_adapter_that_a_server_answers_with_
             assert document["endpoint"] == {"url": router.url, "model": f"{scenario}@1"}
             assert [await asked(worker.data_dir, scenario, target) for target in ("service-3", "db-2")] == [_FIRST] * 2
 
-            again = swarm.lived(range(100, 300), swarm.SECOND_ORDER, targets=_DATABASES)
+            again = swarm.lived(range(160, 480), swarm.SECOND_ORDER, targets=_DATABASES)
             await node.publish(scenario, swarm.body(again, batch=1))
-            await until(worker.scenario_status, lambda s: s["episodes_created"] == 300)
+            await until(worker.scenario_status, lambda s: s["episodes_created"] == 480)
             second = (await worker.tell("train-now", *of, "--kind", "lora", within=_TRAINED_SECONDS))["result"]
             assert second["gate"]["verdict"] == "blessed", second
             assert await asked(worker.data_dir, scenario, "db-2") == _SECOND

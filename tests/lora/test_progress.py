@@ -65,8 +65,8 @@ async def test_step_loss_and_what_is_left_are_seen_while_an_adapter_is_trained(
     worker = new_worker(scenario, **settings)
     async with node_at(amqp_url) as node:
         await worker.start()
-        await node.publish(scenario, swarm.body(swarm.lived(range(100), swarm.FIRST_ORDER), batch=0))
-        await until(worker.scenario_status, lambda s: s["episodes_created"] == 100)
+        await node.publish(scenario, swarm.body(swarm.lived(range(160), swarm.FIRST_ORDER), batch=0))
+        await until(worker.scenario_status, lambda s: s["episodes_created"] == 160)
         shown = bytearray()
         waiting = asyncio.create_task(
             _at_a_terminal(worker, shown, "train-now", "--scenario", scenario, "--kind", "lora", "--wait")

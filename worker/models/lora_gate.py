@@ -1,14 +1,15 @@
 """The gate of adapters: answers to held-out questions, with the adapter, without it, and with the one that is live.
 
 What counts is the next action: a sequence is right as far as each action, after the true ones before it, is the one
-that greedy decoding would say. The strategies and the three verdicts are those of offline models.
+that greedy decoding would say. The strategies and the three verdicts are those of offline models: point values decide,
+and the reasons say where the difference may be chance. Judged is by what was not asked in training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct, to_builtins
 
@@ -30,11 +31,11 @@ class Answered(Struct, frozen=True):
     decisions: int
     nll: float  # negative log-likelihood of the answer, per token
     prefers: bool | None = None  # dpo: the better answer is likelier than the worse one
-    seen: bool = False  # the same text is among what was trained on
+    seen: bool = False  # the same was asked in training
 
 
 class AnswerFigures(Struct, frozen=True, kw_only=True):
-    """One model over all held-out examples."""
+    """One model over several held-out examples."""
 
     next_action: float  # share of decisions that are right
     low: float  # its Wilson interval (95 %), over one observation an example, since its decisions hang together
@@ -44,7 +45,6 @@ class AnswerFigures(Struct, frozen=True, kw_only=True):
     preferred: float | None  # dpo: share of pairs
     examples: int
     decisions: int
-    unseen_next_action: float | None  # over the examples whose text was not trained on; None without any
 
 
 class Split(Struct, frozen=True, kw_only=True):
@@ -68,16 +68,13 @@ class _Measure(NamedTuple):
 
     what: str
     unit: str
-    number: Callable[[AnswerFigures], int]
     rate: Callable[[AnswerFigures], float]
     points: Callable[[Answered], int]  # of one example
 
 
 _MEASURES: dict[Objective, _Measure] = {
-    "sft": _Measure("next actions", "decisions", lambda f: f.decisions, lambda f: f.next_action, lambda a: a.right),
-    "dpo": _Measure(
-        "preferred answers", "pairs", lambda f: f.examples, lambda f: f.preferred or 0.0, lambda a: bool(a.prefers)
-    ),
+    "sft": _Measure("next actions", "examples", lambda f: f.next_action, lambda a: a.right),
+    "dpo": _Measure("preferred answers", "pairs", lambda f: f.preferred or 0.0, lambda a: bool(a.prefers)),
 }
 
 
@@ -87,7 +84,6 @@ def figures(answers: Sequence[Answered]) -> AnswerFigures:
     rate = sum(each.right for each in answers) / decisions
     low, high = wilson(rate * len(answers), len(answers))
     judged = [each.prefers for each in answers if each.prefers is not None]
-    unseen = [each for each in answers if not each.seen]
     return AnswerFigures(
         next_action=rounded(rate),
         low=rounded(low),
@@ -97,9 +93,6 @@ def figures(answers: Sequence[Answered]) -> AnswerFigures:
         preferred=rounded(sum(judged) / len(judged)) if judged else None,
         examples=len(answers),
         decisions=decisions,
-        unseen_next_action=(
-            rounded(sum(each.right for each in unseen) / sum(each.decisions for each in unseen)) if unseen else None
-        ),
     )
 
 
@@ -139,10 +132,10 @@ def weigh_adapter(
     base: Sequence[Answered],
     champion: Sequence[Answered] | None,
 ) -> Weighed:
-    """Judge an adapter on examples that it never saw, against the base and, where there is one, the live adapter.
+    """Judge an adapter on prompts that it never saw, against the base and, where there is one, the live adapter.
 
     sft is judged by the share of right decisions, dpo by the share of pairs whose better answer is the likelier one;
-    and each by a paired test of the same.
+    and each by a paired test of the same, example by example. What was asked in training is left to the figures.
     """
     if not candidate:
         verdict = Verdict(
@@ -150,25 +143,40 @@ def weigh_adapter(
             reasons=["no example was held out; examples of two tasks (group_id, else session) are needed to tell"],
         )
         return Weighed(verdict=verdict, metrics={})
-    mine = figures(candidate)
-    others = {"base": base} | ({} if champion is None else {"champion": champion})
-    metrics = {"candidate": to_builtins(mine)}
-    for name, answers in others.items():
-        metrics[name] = {**to_builtins(figures(answers)), "paired": to_builtins(compare(candidate, answers))}
-    measure = _MEASURES[objective]
-    if (number := measure.number(mine)) < config.min_samples:
-        reason = f"{number} {measure.unit} were held out; at least {config.min_samples} are needed to tell"
+    asked = {"candidate": candidate, "base": base} | ({} if champion is None else {"champion": champion})
+    unseen = {name: [each for each in answers if not each.seen] for name, answers in asked.items()}
+    seen = {name: [each for each in answers if each.seen] for name, answers in asked.items()}
+    metrics = _metrics(unseen) | ({"seen": _metrics(seen)} if seen["candidate"] else {})
+    mine = unseen.pop("candidate")
+    others = f"{len(candidate) - len(mine)} more do not count, since the same was asked in training"
+    if len(mine) < config.min_samples:
+        reason = (
+            f"{len(mine)} {_MEASURES[objective].unit} were held out; at least {config.min_samples} are needed to tell "
+            "(more tasks, or a larger SWARM_HOLDOUT)"
+        )
+        if len(mine) < len(candidate):
+            reason += f"; {others} (one group_id for tasks that ask the same holds them out together)"
         return Weighed(verdict=Verdict(verdict="not_evaluable", reasons=[reason]), metrics=metrics)
     strategy = strategy_of(config.strategy, config.threshold)
     passed, reasons = True, []
-    for name, answers in others.items():
-        holds, said = _against(name, strategy, objective, candidate, answers)
+    for name, answers in unseen.items():
+        holds, said = _against(name, strategy, objective, mine, answers)
         passed = passed and holds
         reasons += said
-    seen = sum(each.seen for each in candidate)
-    if seen:
-        reasons.append(f"{seen} of {len(candidate)} held-out examples say what other tasks taught as well")
+    if len(mine) < len(candidate):
+        reasons.append(f"judged on {len(mine)} held-out {_MEASURES[objective].unit}; {others}")
     return Weighed(verdict=Verdict(verdict="blessed" if passed else "rejected", reasons=reasons), metrics=metrics)
+
+
+def _metrics(asked: Mapping[str, Sequence[Answered]]) -> dict[str, Any]:
+    """The figures of each model, and of each but the candidate how that one compares; none where none was asked."""
+    candidate = asked["candidate"]
+    if not candidate:
+        return {}
+    found = {name: to_builtins(figures(answers)) for name, answers in asked.items()}
+    for name in asked.keys() - {"candidate"}:
+        found[name]["paired"] = to_builtins(compare(candidate, asked[name]))
+    return found
 
 
 def _against(
@@ -192,7 +200,7 @@ def _against(
     )
     reasons = [said]
     # What is asked for absolutely is asked for whatever the others do.
-    trouble = None if isinstance(strategy, Absolute) else _trouble(objective, candidate, other, even=value == reference)
+    trouble = None if isinstance(strategy, Absolute) else _trouble(objective, candidate, other)
     if trouble:
         return False, [*reasons, f"against {name}: {trouble}"]
     if passed and split.p_value >= _SIGNIFICANT:
@@ -200,23 +208,18 @@ def _against(
     return passed, reasons
 
 
-def _trouble(
-    objective: Objective, candidate: Sequence[Answered], other: Sequence[Answered], *, even: bool
-) -> str | None:
+def _trouble(objective: Objective, candidate: Sequence[Answered], other: Sequence[Answered]) -> str | None:
     """What speaks against an adapter whatever its rate."""
     paired = compare(candidate, other)
     if objective == "dpo":
-        # Training on preferences may take likelihood from both answers, down to where neither is said any more.
+        # Training on preferences may take likelihood from both answers, down to where neither is said any more: some
+        # of it is its way, so what is said tells. It cannot where too little was said before for any loss to show.
         if _lost(paired):
             return f"right in fewer answers, {p_words(paired.p_value)}"
-    elif even and paired.nll_difference > 0:
-        return "right as often, and the answers are less likely"
-    elif paired.nll_difference > 0 and paired.nll_p_value < _SIGNIFICANT and not _won(paired):
+        if mcnemar(0, sum(each.right > 0 for each in other)) < _SIGNIFICANT:
+            return None
+    if paired.nll_difference > 0 and paired.nll_p_value < _SIGNIFICANT and not _won(paired):
         return f"the answers are less likely, {p_words(paired.nll_p_value)}"
-    unseen = [(mine, theirs) for mine, theirs in zip(candidate, other, strict=True) if not mine.seen]
-    new = _split([mine for mine, _ in unseen], [theirs for _, theirs in unseen], _MEASURES[objective])
-    if _lost(new):
-        return f"fewer {_MEASURES[objective].what} on texts that it was not trained on, {p_words(new.p_value)}"
     return None
 
 
