@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from worker.episodes.worker_decision_sequence import AVAILABLE_ACTIONS
 from worker.episodes.worker_task import ARROW
 from worker.models.adapter import AdapterModel, Before, decode
 from worker.models.adapter_files import check_adapter
+from worker.models.gate import GateConfig
 from worker.training.child import ChildLauncher, Died, Finished, TrainingStep
 from worker.training.commands import lora_environment
 from worker.training.lora.inputs import LoraChampion, LoraConfig, LoraExample
@@ -247,6 +249,16 @@ async def test_a_child_that_is_ended_leaves_no_model_and_the_next_goes_on(
     assert end.result.metrics["resumed_at_step"] >= 1
     assert end.result.model_sha256 == result_of(adapter).model_sha256
     assert (steps[-1].step, steps[-1].steps, steps[-1].seconds_left) == (30, 30, 0.0)
+
+
+def test_another_gate_judges_the_steps_that_are_made(adapter: Path, base: TinyBase, tmp_path: Path) -> None:
+    shutil.copytree(adapter / "out" / "checkpoint", tmp_path / "out" / "checkpoint")
+    result = trained(tmp_path, config(base.directory, gate=GateConfig(min_samples=len(HELD_OUT) + 1)))
+
+    assert result.metrics["resumed_at_step"] == result.metrics["steps"]
+    assert result.model_sha256 == result_of(adapter).model_sha256
+    assert result.gate is not None
+    assert result.gate.verdict == "not_evaluable"
 
 
 def test_processes_of_a_launcher_train_one_adapter(adapter: Path, base: TinyBase, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from structlog.testing import capture_logs
 
 from tests.unit.told_building import RULES, models_of, project, task, tell
 from tests.unit.training_world import opened
 from worker.errors import ApplyFailed
+from worker.models.gate import GateConfig
 from worker.store.port import Model, Run, Store
 from worker.training.child import ChildLauncher
 from worker.training.lora.inputs import HELD_OUT_FILE, TRAIN_FILE, LoraChampion, LoraConfig, read_lora_input
@@ -48,10 +50,10 @@ class Champion:
 
 
 def recipe_over(
-    store: Store, tmp_path: Path, registry: Any, *, outputs: str = "adapters", checkpoint_steps: int = 7, rank: int = 16
+    store: Store, tmp_path: Path, registry: Any, *, outputs: str = "adapters", checkpoint_steps: int = 7, **config: Any
 ) -> Recipe:
     plan = LoraPlan(
-        config=LoraConfig(base_model="base", holdout=RULES.holdout, rank=rank),
+        config=LoraConfig(base_model="base", **{"holdout": RULES.holdout, **config}),
         models_of=models_of,
         rules_of=lambda _: RULES,
         runs_dir=tmp_path / "data",
@@ -150,6 +152,36 @@ async def test_surroundings_that_were_changed_meanwhile_hold_and_the_training_go
         around = msgspec.structs.replace(before.surroundings, checkpoint_steps=3)
         assert after == msgspec.structs.replace(before, surroundings=around)
         assert after.shape == before.shape  # so the checkpoint of before is gone on from
+
+
+@pytest.mark.parametrize(
+    "judged_by", [{"gate": GateConfig(strategy="absolute", threshold=0.9)}, {"min_examples": 3}], ids=["gate", "least"]
+)
+async def test_another_gate_judges_what_was_trained_without_training_it_again(
+    tmp_path: Path, judged_by: dict[str, Any]
+) -> None:
+    """Whether an adapter is wanted shapes none of its weights; the data stays, or the checkpoint would be of other."""
+    async with once_frozen(tmp_path) as (store, _, run_dir):
+        before, _ = read_lora_input(run_dir)
+        await tell(store, task("t2"), seq=1)
+        await project(store)
+        changed = recipe_over(store, tmp_path, Champion(), **judged_by)
+        with capture_logs() as logs:
+            frozen = await changed.freeze(RUN, run_dir)
+        after, _ = read_lora_input(run_dir)
+        assert after == msgspec.structs.replace(before, config=msgspec.structs.replace(before.config, **judged_by))
+        assert after.shape == before.shape
+        assert frozen.lineage["config_sha256"] == changed.config_hash != before.config.hash
+        assert logs == []
+
+
+@pytest.mark.parametrize(
+    "shaping",
+    [{"holdout": 0.4}, {"seed": 1}, {"max_episodes": 5}, {"objective": "dpo"}],
+    ids=lambda one: next(iter(one)),
+)
+def test_what_decides_the_rows_or_the_steps_shapes_the_weights(shaping: dict[str, Any]) -> None:
+    assert LoraConfig(base_model="base", **shaping).shape != LoraConfig(base_model="base").shape
 
 
 async def test_torn_files_are_frozen_anew(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from worker import __version__
 from worker.durable import read_file, replace_file
@@ -36,7 +37,7 @@ EPISODES_NAMED = 20
 
 
 class LoraConfig(Struct, frozen=True, kw_only=True):
-    """What shapes an adapter beside the data; its hash is part of a run's identity.
+    """What an adapter is made and judged by, beside the data; its hash is part of a run's identity.
 
     The fields are the settings `SWARM_LORA_...` of the same name (worker/lora_settings.py), where they are described.
     """
@@ -66,6 +67,11 @@ class LoraConfig(Struct, frozen=True, kw_only=True):
     def hash(self) -> str:
         """SHA-256 over canonical JSON, 16 hex digits."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+
+    @property
+    def shape(self) -> str:
+        """The hash without what says only whether an adapter is wanted, which shapes neither its data nor a weight."""
+        return replace(self, gate=GateConfig(), min_examples=0).hash
 
 
 class LoraSurroundings(Struct, frozen=True, kw_only=True):
@@ -97,7 +103,7 @@ class LoraExample(Struct, frozen=True, kw_only=True):
     actions: list[str] = []
     episodes: list[str]  # ids, sorted, at most `EPISODES_NAMED`; of a pair the chosen one's
     times: int = 1  # how many episodes (or pairs) said the same
-    #: Held out, though the same prompt is trained on too, from another task: figures should tell these apart.
+    #: Held out, though the same prompt is trained on too, from another task: the gate judges by the others.
     seen: bool = False
 
 
@@ -123,7 +129,7 @@ class LoraInput(Struct, frozen=True, kw_only=True):
     @property
     def shape(self) -> str:
         """What of the input shapes the adapter's weights: a checkpoint may be gone on from while this is the same."""
-        return f"{self.config.hash} {self.train_sha256}"
+        return f"{self.config.shape} {self.train_sha256}"
 
 
 def write_lora_input(run_dir: Path, given: LoraInput) -> None:

@@ -66,13 +66,11 @@ def lora_recipe(store: LoraStore, registry: Registry, plan: LoraPlan, launcher: 
     """Trainings of adapters."""
 
     async def freeze(run: Run, run_dir: Path) -> Frozen:
-        around = _surroundings(plan, run)
         given = await asyncio.to_thread(_frozen_before, run_dir, run, plan.config)
         if given is None:
             given = await _freeze(store, registry, plan, run, run_dir)
-        elif given.surroundings != around:  # they change no adapter, so it goes on where it was, as they are now
-            given = replace(given, surroundings=around)
-            await asyncio.to_thread(write_lora_input, run_dir, given)
+        else:
+            given = await asyncio.to_thread(_as_set_now, given, run_dir, plan.config, _surroundings(plan, run))
         return Frozen(
             facts=given.facts, lineage=_lineage(given), manifest=run_dir / MANIFEST_FILE, check=partial(_check, given)
         )
@@ -141,7 +139,8 @@ def _surroundings(plan: LoraPlan, run: Run) -> LoraSurroundings:
 def _frozen_before(run_dir: Path, run: Run, config: LoraConfig) -> LoraInput | None:
     """What an earlier attempt of this run froze: a retry trains on the same data, and goes on from a checkpoint.
 
-    None where the settings are others now. Whoever changes them and starts the worker anew means this training too.
+    None where settings that shape it are others now. Whoever changes them and starts the worker anew means this
+    training too.
     """
     try:
         given, _ = read_lora_input(run_dir)
@@ -149,7 +148,7 @@ def _frozen_before(run_dir: Path, run: Run, config: LoraConfig) -> LoraInput | N
         return None
     if (given.run_id, given.scenario) != (run.run_id, run.scenario):
         return None
-    if given.config.hash != config.hash:
+    if given.config.shape != config.shape:
         log.warning(
             "training_begins_anew", run_id=run.run_id, scenario=run.scenario, begun_with=given.config.hash,
             config_sha256=config.hash, changed=_changed(given.config, config),
@@ -158,6 +157,14 @@ def _frozen_before(run_dir: Path, run: Run, config: LoraConfig) -> LoraInput | N
     # The champion of then may have been retired since.
     gone = given.champion is not None and not Path(given.champion.directory).is_dir()
     return None if gone else given
+
+
+def _as_set_now(given: LoraInput, run_dir: Path, config: LoraConfig, around: LoraSurroundings) -> LoraInput:
+    """With what changes no adapter as it is now: the training goes on where it was, and another gate judges it."""
+    now = replace(given, config=config, surroundings=around)
+    if now != given:
+        write_lora_input(run_dir, now)
+    return now
 
 
 def _changed(before: LoraConfig, now: LoraConfig) -> list[str]:
