@@ -80,6 +80,7 @@ class ServerProcess:
                 launcher.kill()
                 await launcher.wait()
         if launcher.returncode != 0:
+            await self._ended(_DROP_SECONDS)  # it says why before it ends, and who looked then saw a server
             raise ApplyFailed(f"{command[0]} cannot be started: {reason.decode(errors='replace').strip()}")
         self._started = await asyncio.to_thread(self._written)
         log.info("server_started", program=command[0], pid_file=str(self.pid_file), log_file=str(self.log_file))
