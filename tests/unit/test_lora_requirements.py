@@ -155,6 +155,21 @@ def test_modules_that_no_server_takes_are_refused(flags: dict[str, Any], module:
     assert "it names none" in refusal(flags, lora_target_modules="")
 
 
+def test_a_module_is_named_once(flags: dict[str, Any]) -> None:
+    """A set of PEFT has it once, model.json would say it twice: refused, with the training paid for."""
+    text = refusal(flags, lora_target_modules="q_proj,v_proj,q_proj")
+    assert "SWARM_LORA_TARGET_MODULES: q_proj is in it 2 times; name it once" in text
+
+
+@pytest.mark.parametrize("stray", ["{model}", "{}", "{0}", "{adapter.nothing}", "{adapter[0]}", "{", "'"])
+def test_a_converter_that_could_not_be_called_is_refused_before_anything_is_trained(
+    flags: dict[str, Any], stray: str
+) -> None:
+    text = refusal(flags, lora_converter=f"sh x {{adapter}} {{output}} {stray}")
+    assert text.count("SWARM_LORA_CONVERTER: ") == 1
+    assert ("no command line" if stray == "'" else "only {base}, {adapter} and {output} are replaced") in text
+
+
 def test_programs_must_be_there(flags: dict[str, Any], tmp_path: Path) -> None:
     assert "SWARM_LORA_PYTHON_PATH" in refusal(flags, lora_python_path="/no/python")
     assert "SWARM_LORA_PYTHON_PATH" in refusal(flags, lora_python_path=program(tmp_path / "p", "#!/bin/sh\nexit 1\n"))

@@ -44,10 +44,14 @@ def converter_arguments(command: str, places: Mapping[str, Path]) -> list[str]:
     """
     for place in ("adapter", "output"):
         if f"{{{place}}}" not in command:
-            raise ConfigurationError(f"SWARM_LORA_CONVERTER: {{{place}}} is not in it: {command}")
+            raise ConfigurationError(f"SWARM_LORA_CONVERTER: {{{place}}} is missing in it: {command}")
     try:
-        return [word.format_map(dict(places)) for word in shlex.split(command)]
-    except (ValueError, KeyError, IndexError) as error:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it is no command line: {error}: {command}") from error
+    try:
+        return [word.format_map(dict(places)) for word in words]
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"SWARM_LORA_CONVERTER: only {{base}}, {{adapter}} and {{output}} are replaced: {command}"
         ) from error

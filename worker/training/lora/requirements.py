@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from worker.models.applicators.requirements import serving_faults
 from worker.models.gguf_header import is_gguf
 from worker.settings import LEARN_MODELS, Settings
 from worker.training.confined import COMMAND
+from worker.training.lora.converter import converter_arguments
 from worker.training.modes import ProcessorMode
 
 #: What the extra brings, as it is imported.
@@ -105,7 +107,9 @@ def _objective(settings: Settings, learn_models: Mapping[str, Sequence[LearnMode
 def _modules(settings: Settings) -> Iterator[str]:
     if not settings.lora_target_modules:
         yield "SWARM_LORA_TARGET_MODULES: it names none; q_proj,v_proj is the least that teaches anything"
-    for name in settings.lora_target_modules:
+    for name, times in Counter(settings.lora_target_modules).items():
+        if times > 1:
+            yield f"SWARM_LORA_TARGET_MODULES: {name} is in it {times} times; name it once"
         if _NEVER_SERVED.search(name):
             yield (
                 f"SWARM_LORA_TARGET_MODULES: no server takes an adapter of {name}; name linear layers of attention and "
@@ -121,12 +125,21 @@ def _programs(settings: Settings) -> Iterator[str]:
     if settings.lora_launcher is not None:
         yield from _template("SWARM_LORA_LAUNCHER", settings.lora_launcher, (COMMAND,))
     if settings.lora_converter is not None:
-        yield from _template("SWARM_LORA_CONVERTER", settings.lora_converter, ("{adapter}", "{output}"))
+        yield from _converter(settings.lora_converter)
     if settings.lora_device == "cuda" and settings.lora_memory_mb:
         yield (
             "SWARM_LORA_MEMORY_MB: CUDA reserves far more address space than it uses, so no limit can hold; "
             "set it to 0, or SWARM_LORA_DEVICE to cpu"
         )
+
+
+def _converter(command: str) -> Iterator[str]:
+    try:
+        converter_arguments(command, dict.fromkeys(("base", "adapter", "output"), Path()))
+    except ConfigurationError as error:
+        yield str(error)
+    else:
+        yield from _template("SWARM_LORA_CONVERTER", command, ())
 
 
 def _template(setting: str, template: str, places: Sequence[str]) -> Iterator[str]:
