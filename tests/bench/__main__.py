@@ -1,7 +1,7 @@
 """`python -m tests.bench [CASE ...]`: measures, prints a JSON line per case and, at the end, a table.
 
 The broker is that of SWARM_AMQP_URL, on the same machine. Whatever else runs meanwhile shows in the figures; medians
-over several rounds, and ratios within a round, bear some of that.
+over several rounds, and ratios within a round, bear some of that. Ends with 1 where a case is not what is wanted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import sys
 
 import structlog
 
@@ -74,6 +75,8 @@ def main() -> None:
             asyncio.run(run(report, name, options))
     finally:
         report.show()
+    if report.missed:
+        sys.exit("\n".join(["missed:", *report.missed]))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def _tell(emit: Emit, contestant: Contestant, runs: dict[str, list[Figures]], pe
     if contestant is not WORKER:
         pairs = zip(runs["worker"], figures, strict=True)
         ratios = [ours.records_per_second / theirs.records_per_second for ours, theirs in pairs]
-        line["ratio"] = round(middle(ratios), 2)
+        line["ratio"] = ratio = round(middle(ratios), 2)
         wanted = _WANTED[per_message].get(contestant.name)
-        line["wanted"] = f">= {wanted}" if wanted else ""
+        if wanted:
+            line |= {"wanted": f">= {wanted}", "kept": ratio >= wanted}
     emit(line)

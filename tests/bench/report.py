@@ -1,4 +1,4 @@
-"""What the cases found: a JSON line each as it comes, and a table at the end."""
+"""What the cases found, and whether it is what is wanted: a JSON line each as it comes, and a table at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 Emit: TypeAlias = Callable[[dict[str, Any]], None]
 
 #: Figures in the table's own columns; all others share the last one.
-_OWN = ("bench", "case", "records_per_second", "ratio", "wanted")
+_OWN = ("bench", "case", "records_per_second", "ratio", "wanted", "kept")
 
 
 class Report:
@@ -29,6 +29,11 @@ class Report:
         self._lines.append(line)
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
+
+    @property
+    def missed(self) -> list[str]:
+        """The cases that are not what is wanted."""
+        return [f"{line['bench']}: {line['case']}, wanted {line['wanted']}" for line in self._lines if not _kept(line)]
 
     def show(self) -> None:
         """The table."""
@@ -47,6 +52,7 @@ class Report:
                 "" if ratio is None else f"{ratio:.2f}",
                 line.get("wanted", ""),
                 ", ".join(f"{name} {_text(value)}" for name, value in line.items() if name not in _OWN),
+                style="" if _kept(line) else "red",
             )
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -54,6 +60,10 @@ class Report:
 def middle(values: list[float]) -> float:
     """The median."""
     return median(values)
+
+
+def _kept(line: dict[str, Any]) -> bool:
+    return bool(line.get("kept", True))
 
 
 def _text(value: object) -> str:

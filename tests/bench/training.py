@@ -90,6 +90,7 @@ async def case(queues: Queues, emit: Emit, rounds: int, subject: Subject = OFFLI
             stop(process)
     await queues.drop(scenario)
     rates = {training: [one.records_per_second for one in figures] for training, figures in runs.items()}
+    ratio = round(middle([a / b for a, b in zip(rates[True], rates[False], strict=True)]), 2)
     for training in (False, True):
         emit(
             {
@@ -101,8 +102,9 @@ async def case(queues: Queues, emit: Emit, rounds: int, subject: Subject = OFFLI
             }
             | (
                 {
-                    "ratio": round(middle([a / b for a, b in zip(rates[True], rates[False], strict=True)]), 2),
+                    "ratio": ratio,
                     "wanted": f">= {subject.least}",
+                    "kept": ratio >= subject.least,
                     "busy_share": round(middle(busy), 2),
                 }
                 if training

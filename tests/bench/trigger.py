@@ -13,6 +13,7 @@ from worker.life import Parts
 
 _PER_MESSAGE = 100
 _CHECKS = 200
+_MOST_MS = 10.0
 #: Asks for everything a trigger can ask for, and never fires.
 _TRIGGER = "count(1000000000) or every(10000d) or quality(0.000001) or drift"
 
@@ -45,7 +46,8 @@ async def case(emit: Emit, records: int) -> None:
             "first_ms": round(times[0], 2),
             "median_ms": round(median(times), 2),
             "slowest_ms": round(max(times), 2),
-            "wanted": "< 10 ms",
+            "wanted": f"< {_MOST_MS:g} ms",
+            "kept": max(times) < _MOST_MS,
             "episodes": facts.episodes,
             "stored_per_second": round(facts.records / (filled - began)),
             "projected_records_per_second": round(facts.records / (done - filled)),
