@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.scripted_adapter import safetensors
 from worker.app import WorkerBuilder
 from worker.errors import ConfigurationError
 from worker.models.applicators.noop import NoopApplicator
@@ -28,7 +29,8 @@ def gguf(path: Path, architecture: str = "llama") -> Path:
         text("general.version") + struct.pack("<IQ", 10, 7),
         text("general.architecture") + struct.pack("<I", 8) + text(architecture),
     ]
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(values)) + b"".join(values))
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(values)) + b"".join(values)
+    path.write_bytes(header + bytes(-len(header) % 32))
     return path
 
 
@@ -44,7 +46,9 @@ def base(tmp_path: Path) -> Path:
     directory = tmp_path / "base"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
-    (directory / "model.safetensors").write_bytes(b"weights")
+    names = [f"self_attn.{one}_proj" for one in "qkvo"] + [f"mlp.{one}_proj" for one in ("gate", "up", "down")]
+    weights = safetensors({f"model.layers.0.{name}.weight": (4, 4) for name in names})
+    (directory / "model.safetensors").write_bytes(weights)
     return directory
 
 
@@ -153,6 +157,20 @@ def test_modules_that_no_server_takes_are_refused(flags: dict[str, Any], module:
     text = refusal(flags, lora_target_modules=f"q_proj,{module}")
     assert f"no server takes an adapter of {module}" in text
     assert "it names none" in refusal(flags, lora_target_modules="")
+
+
+@pytest.mark.parametrize("module", ["q_prj", "self_attn.q_proj"])
+def test_modules_that_the_base_has_not_are_refused_before_anything_is_trained(
+    flags: dict[str, Any], module: str
+) -> None:
+    text = refusal(flags, lora_target_modules=f"{module},v_proj")
+    assert f"base has no linear layer of attention or MLP named {module}; choose from down_proj, gate_proj" in text
+
+
+def test_a_base_that_was_cut_off_is_refused_at_the_start(flags: dict[str, Any], base: Path) -> None:
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert f"SWARM_LORA_BASE_MODEL: {base} cannot be read" in refusal(flags)
 
 
 def test_a_module_is_named_once(flags: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.vllm_client import VllmClient
 from worker.settings import Settings
 from worker.store.port import Model, alias_of
-from worker.training.lora.base_check import base_faults
+from worker.training.lora.base_check import gpu_faults
 from worker.training.lora.requirements import PACKAGES
 from worker.training.modes import parse_mode
 
@@ -40,7 +40,7 @@ async def lora_findings(settings: Settings) -> AsyncIterator[Finding]:
             )
         return
     yield _training(settings)
-    for fault in await asyncio.to_thread(lambda: list(base_faults(settings))):
+    for fault in await asyncio.to_thread(lambda: list(gpu_faults(settings))):
         yield Finding(what="lora", good=False, detail=fault)
     yield await _serving(settings)
     async for finding in _live(settings):

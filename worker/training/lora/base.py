@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from worker.errors import ConfigurationError
 from worker.models.adapter import BaseModel
-from worker.training.lora.base_shapes import BaseShapes, in_a_layer
+from worker.training.lora.base_shapes import BaseShapes, in_a_layer, targets_fault
 from worker.training.trainer import is_out_of_memory
 
 #: What a download takes: no pickle, no code.
@@ -103,13 +103,8 @@ def require_servable(model: nn.Module, targets: Sequence[str]) -> None:
         last = name.rsplit(".", 1)[-1]
         fits = isinstance(module, nn.Linear) and in_a_layer(name)
         servable[last] = servable.get(last, True) and fits
-    for target in targets:
-        if not servable.get(target, False):
-            choices = ", ".join(sorted(name for name, fits in servable.items() if fits))
-            what = "is no linear layer of attention or MLP, so no server takes it" if target in servable else "is not"
-            raise ConfigurationError(
-                f"SWARM_LORA_TARGET_MODULES: {target} {what} in this base model; choose from {choices}"
-            )
+    if fault := targets_fault(targets, {name for name, fits in servable.items() if fits}, "this base model"):
+        raise ConfigurationError(fault)
 
 
 def _adds_bos(path: Path, tokenizer: PreTrainedTokenizerBase) -> bool:

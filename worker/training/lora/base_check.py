@@ -1,6 +1,7 @@
-"""Whether the first training could work on the base, as far as headers of files and the GPU's driver tell: for `check`.
+"""Whether the first training could work on the base, as far as headers of files and the GPU's driver tell.
 
-No weights are read, and torch is asked in a process of its own: it takes seconds and hundreds of megabytes.
+No weights are read, at each start. Torch is asked by `check` alone, in a process of its own: it takes seconds and
+hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from worker.configuration import base_model
 from worker.errors import ConfigurationError
 from worker.settings import Settings
 from worker.training.commands import lora_environment
-from worker.training.lora.base_shapes import BaseShapes, base_on_this_machine, in_a_layer
+from worker.training.lora.base_shapes import BaseShapes, base_on_this_machine, in_a_layer, targets_fault
 
 _GPU_PROBE = "import torch; print(torch.cuda.is_available())"
 #: A cold disk reads torch for a minute.
@@ -23,27 +24,16 @@ _GPU_PROBE_SECONDS = 120
 
 
 def base_faults(settings: Settings) -> Iterator[str]:
-    """What is wrong, each with its cure. Blocking."""
+    """What is wrong with the base and the modules on it, each with its cure; nothing of one that is yet to come."""
     try:
         base = BaseShapes.of(base_on_this_machine(base_model(settings)))
     except ConfigurationError as error:
         yield str(error)
     else:
-        yield from _modules(settings, base)
+        there = {place.rpartition(".")[2] for place in base.shapes if in_a_layer(place)}
+        if base.complete and (fault := targets_fault(settings.lora_target_modules, there, base.name)):
+            yield fault
         yield from _serving(settings, base)
-    # A script or launcher of the operator's may train on another machine.
-    if settings.lora_device == "cuda" and settings.lora_train_script is None and settings.lora_launcher is None:
-        yield from _gpu(settings)
-
-
-def _modules(settings: Settings, base: BaseShapes) -> Iterator[str]:
-    there = {place.rpartition(".")[2] for place in base.shapes if in_a_layer(place)}
-    missing = [name for name in settings.lora_target_modules if name.rpartition(".")[2] not in there]
-    if base.complete and missing:
-        yield (
-            f"SWARM_LORA_TARGET_MODULES: {base.name} has no {', '.join(missing)}; "
-            f"choose from {', '.join(sorted(there))}"
-        )
 
 
 def _serving(settings: Settings, base: BaseShapes) -> Iterator[str]:
@@ -71,7 +61,11 @@ def _said(shapes: set[tuple[int, int]]) -> str:
     return " or ".join(f"{rows} x {columns}" for rows, columns in sorted(shapes)) or "missing"
 
 
-def _gpu(settings: Settings) -> Iterator[str]:
+def gpu_faults(settings: Settings) -> Iterator[str]:
+    """Whether a GPU that is asked for is there, for the Python that trains. Blocking."""
+    # A script or launcher of the operator's may train on another machine.
+    if settings.lora_device != "cuda" or settings.lora_train_script is not None or settings.lora_launcher is not None:
+        return
     python = str(settings.lora_python_path or sys.executable)
     with tempfile.TemporaryDirectory() as home:
         try:

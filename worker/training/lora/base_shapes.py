@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -31,6 +31,20 @@ def in_a_layer(module: str) -> bool:
     """Whether servers take an adapter of the module of this name, as PyTorch has it."""
     last = module.rpartition(".")[2]
     return bool(_LAYER.search(module)) and not _STACKED.search(f".{module}.") and not _NO_LINEAR.search(last)
+
+
+def targets_fault(targets: Sequence[str], there: Collection[str], base: str) -> str | None:
+    """What is wrong with these SWARM_LORA_TARGET_MODULES on a base whose layers' modules have the last names `there`.
+
+    By these alone: a document names an adapter's modules so.
+    """
+    missing = [name for name in targets if name not in there]
+    return (
+        f"SWARM_LORA_TARGET_MODULES: {base} has no linear layer of attention or MLP named {', '.join(missing)}; "
+        f"choose from {', '.join(sorted(there))}"
+        if missing
+        else None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,8 @@ class BaseShapes:
             match tensor.shape:
                 case (columns, rows) if found and found[2] in _OF_GGUF:
                     shapes[f"layers.{found[1]}.{_OF_GGUF[found[2]]}"] = {(rows, columns)}
-        return cls(base.name, shapes, complete=said.fields.get("general.architecture") == "llama")
+        llama = said.fields.get("general.architecture") == "llama"
+        return cls(base.name, shapes, complete=llama and bool(shapes))
 
     def check(self, module: str, rows: int, columns: int) -> None:
         """ValueError where the base has no such module, or one of another shape."""

@@ -19,6 +19,7 @@ from worker.models.applicators.requirements import serving_faults
 from worker.models.gguf_header import is_gguf
 from worker.settings import LEARN_MODELS, Settings
 from worker.training.confined import COMMAND
+from worker.training.lora.base_check import base_faults
 from worker.training.lora.converter import converter_arguments
 from worker.training.modes import ProcessorMode
 
@@ -53,7 +54,7 @@ def lora_faults(
     settings: Settings, learn_models: Mapping[str, Sequence[LearnModel]], *, own_applicator: bool = False
 ) -> Iterator[str]:
     """What is wrong with the settings of LoRA, each with its cure."""
-    yield from _base(settings)
+    yield from list(_base(settings)) or base_faults(settings)
     yield from _objective(settings, learn_models)
     yield from _modules(settings)
     yield from _programs(settings)
