@@ -15,6 +15,7 @@ from tests.unit.test_training_kinds import command, operations
 from tests.unit.training_world import World, opened, worker_over
 from worker.errors import ApplyFailed, Overtaken
 from worker.models.applicators.noop import NoopApplicator
+from worker.models.deployer import Applied
 from worker.store.port import Model, Store
 from worker.wire.commands import Apply, Args, Rollback
 
@@ -75,6 +76,30 @@ async def test_commands_that_two_workers_carry_out_at_once_follow_each_other(tmp
         assert live is not None
         assert live.model_id == rows[-1].model_id
         assert await workers[0].applicator.served("S") == live.sha256
+
+
+async def test_what_another_worker_did_while_one_decided_is_decided_upon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began and ended in between, so nothing is `started` when this one begins."""
+    async with opened(tmp_path, "memory") as store:
+        one, other = two_workers(store, tmp_path)
+        first, second, third = await three(one)
+        await one.applier.apply_now(first, by="anna")
+        champion = one.registry.champion
+
+        async def meanwhile(*args: Any) -> Model | None:
+            known = await champion(*args)
+            monkeypatch.undo()
+            await other.applier.apply_now(second, by="ben")
+            return known
+
+        monkeypatch.setattr(one.registry, "champion", meanwhile)
+        came = await one.applier.apply_now(third, by="anna")
+        assert isinstance(came, Applied)
+        assert came.previous_model_id == second.model_id
+        assert [row[0] for row in await went(store)] == [first.model_id, second.model_id, third.model_id]
+        assert (await store.aliases("S"))["previous"] == second.model_id
 
 
 @pytest.mark.parametrize("by", ["command c1", "trigger"])

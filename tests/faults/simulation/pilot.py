@@ -128,14 +128,19 @@ class Flight:
         assert all(node.process.life is Life.ALIVE for node in world.nodes.values())
 
     def _go_back(self) -> None:
-        """An operator takes back what is live, of each kind, while a worker is lost somewhere on the way."""
+        """An operator takes back what is live, of each kind, while a worker, or each, is lost somewhere on the way.
+
+        Where each was, those that are started carry on the same commands at once.
+        """
         world, invariants = self.world, self.invariants
         asked = [
             world.command("rollback", Rollback(kind=kind), scenario=scenario)
             for (scenario, kind), history in invariants.registers.histories.items()
             if len(history) > 1
         ]
-        world.strike_after(self._worker(), self.random.randint(1, 400), fatal=True)
+        turns = self.random.randint(1, 400)
+        for name in self.random.choice(((self._worker(),), world.workers)):
+            world.strike_after(name, turns, fatal=True)
         self._until(lambda: invariants.carried_out(asked), BACK_WITHIN, "a rollback was not carried out")
         for command_id in set(asked) - invariants.answers.keys():  # its worker died with the answer: one asks again
             world.command("rollback, again", Rollback(), scenario=None, again=command_id)
