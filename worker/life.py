@@ -27,6 +27,7 @@ from worker.durable import make_private_directory
 from worker.errors import BrokerUnreachable, ConfigurationError, WorkerError
 from worker.intake import Intake
 from worker.locks import FileLock, InUse
+from worker.models.applicators.chosen import server_processes
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
 from worker.models.keeper import AdapterKeeper
@@ -119,17 +120,21 @@ class Worker:
         """Holds the directories that a start clears; `ConfigurationError` where another worker does."""
         settings = self.settings
         places: dict[str, Path | None] = {"SWARM_DATA_DIR": settings.data_dir}
+        shared: dict[Path, str] = {}
         if parse_mode(settings.processor_mode) is not ProcessorMode.OFFLINE:
             places |= {"SWARM_LORA_DATA_DIR": settings.lora_data_dir, "SWARM_LORA_OUTPUT_DIR": settings.lora_output_dir}
+            if settings.lora_applicator == "llama_router" and settings.llama_preset is not None:
+                # Two who write the preset undo each other's sections (1 swap of 24): one worker serves all scenarios.
+                shared[settings.llama_preset] = "SWARM_LLAMA_PRESET"
+            elif settings.lora_applicator in ("llama_server", "blue_green"):
+                # Of two with one pid file each ended the other's server, about once a minute.
+                shared = {each.pid_file: "SWARM_LLAMA_PID_FILE" for each in server_processes(settings).values()}
         named: dict[Path, str] = {}
         for setting, place in places.items():
             if place is not None:
                 named.setdefault(place.resolve() / "worker.lock", setting)
-        lora = parse_mode(settings.processor_mode) is not ProcessorMode.OFFLINE
-        if lora and settings.lora_applicator == "llama_router" and settings.llama_preset is not None:
-            # Two who write the preset undo each other's sections (1 swap of 24): one worker serves all its scenarios.
-            preset = settings.llama_preset.absolute()
-            named[preset.parent.resolve() / f"{preset.name}.lock"] = "SWARM_LLAMA_PRESET"
+        for file, setting in shared.items():
+            named[file.absolute().parent.resolve() / f"{file.name}.lock"] = setting
         return _alone_in(named)
 
     async def run(self) -> None:
@@ -265,7 +270,7 @@ def _alone_in(places: Mapping[Path, str]) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, setting: str) -> Iterator[None]:
-    """Share a directory, or a preset, with no other worker: a start clears away what a run of another wrote.
+    """Share a directory, preset or pid file with no other worker: a start clears away what a run of another wrote.
 
     And the quarantine's files are named by the numbers of one store.
     """
