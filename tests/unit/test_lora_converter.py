@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import ConfigurationError
-from worker.training.lora.converter import convert, converter_arguments
+from worker.training.lora.converter import ConversionFailed, convert, converter_arguments
 
 
 def places(directory: Path) -> dict[str, Path]:
@@ -57,10 +57,10 @@ def test_it_leaves_its_output(tmp_path: Path) -> None:
     ],
 )
 def test_how_it_failed_is_said(program: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConversionFailed, match=said):
         convert(python(program), places(tmp_path), seconds=0.5)
 
 
 def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no-such-program cannot be started"):
+    with pytest.raises(ConversionFailed, match="no-such-program cannot be started"):
         convert("no-such-program {base} {adapter} {output}", places(tmp_path))

@@ -13,22 +13,27 @@ from tests.unit.test_training_kinds import told
 from tests.unit.test_training_runs import ended
 from tests.unit.training_world import opened, worker_over
 from worker.training.child import ChildLauncher, TrainingStep
+from worker.training.limits import EXIT_NOT_CONVERTED
 from worker.training.recipe import Recipe
 from worker.training.resuming import MOST_STARTS, goes_on
 
 _SCRIPTED = '"$0" -P -m tests.unit.scripted_adapter "$@"'
 
 
-@pytest.mark.parametrize("told_by", ["exit $?", "exit 1"])  # as `sh -c` does, and as torchrun does
-async def test_a_training_that_is_killed_inside_of_a_launcher_goes_on_from_its_checkpoint(
-    tmp_path: Path, told_by: str
+@pytest.mark.parametrize(
+    ("told_by", "launched"),
+    [("exit $?", True), ("exit 1", True), (f"exit {EXIT_NOT_CONVERTED}", False)],
+    ids=["shell", "torchrun", "converter"],
+)
+async def test_a_training_that_ends_too_early_inside_of_a_launcher_or_at_its_converter_goes_on_from_its_checkpoint(
+    tmp_path: Path, told_by: str, launched: bool
 ) -> None:
     async with opened(tmp_path) as store:
         world = worker_over(store, tmp_path, kinds=("lora",))
         recipe = world.tools.recipes["lora"]
         shell = ("sh", "-c", f"{_SCRIPTED} || {told_by}", sys.executable)
         launcher = ChildLauncher(timeout=30, memory_mb=1024, grace=0.5, command=shell)
-        within = dataclasses.replace(recipe, launcher=launcher, launched=True)
+        within = dataclasses.replace(recipe, launcher=launcher, launched=launched)
         cast("dict[str, Recipe]", world.tools.recipes)["lora"] = within
         told(tmp_path, "die")
         await world.feed(30)
@@ -48,6 +53,7 @@ async def test_a_training_that_is_killed_inside_of_a_launcher_goes_on_from_its_c
         ("exit:137", False, True, False),
         ("exit:78", True, True, False),  # a setting is wrong
         ("oom", True, True, False),
+        ("not_converted", False, True, True),
         ("bad_output: OSError", True, True, False),
     ],
 )

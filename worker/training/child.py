@@ -26,7 +26,7 @@ from worker.durable import make_private_directory, read_file
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.files import MODEL_LIMIT
 from worker.redaction import redact
-from worker.training.limits import EXIT_DISK_FULL, EXIT_FILE_TOO_LARGE, EXIT_OUT_OF_MEMORY
+from worker.training.limits import EXIT_DISK_FULL, EXIT_FILE_TOO_LARGE, EXIT_NOT_CONVERTED, EXIT_OUT_OF_MEMORY
 from worker.training.results import RESULT_FILE, TrainingResult, decode_result
 
 log = structlog.get_logger(__name__)
@@ -59,7 +59,8 @@ class Finished:
 class Died:
     """The child did not finish.
 
-    `reason`: `signal:11`, `oom`, `file_too_large`, `timeout`, `exit:7` or `bad_output: ...`.
+    `reason`: `signal:11`, `oom`, `file_too_large`, `disk_full`, `not_converted`, `timeout`, `exit:7` or
+    `bad_output: ...`.
     """
 
     reason: str
@@ -284,6 +285,8 @@ def _reason(code: int | None, tail: str) -> str:
             return "file_too_large"
         case _ if code == EXIT_DISK_FULL:
             return "disk_full"
+        case _ if code == EXIT_NOT_CONVERTED:
+            return "not_converted"
         case _ if code < 0:
             return f"signal:{-code}"
         case _:

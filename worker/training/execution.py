@@ -85,7 +85,7 @@ class _Ending:
 
 
 class ProcessKilled(Exception):
-    """The training's process was killed, and goes on from its checkpoint: the run is back in the queue."""
+    """The training's process did not finish, and goes on from its checkpoint: the run is back in the queue."""
 
 
 class Execution:
@@ -182,6 +182,7 @@ class Execution:
 
     async def _died(self, run: Run, reason: str, detail: str) -> _Ending:
         if self._may_go_on(run, reason):
+            log.warning("training_goes_on", run_id=run.run_id, scenario=run.scenario, reason=reason, detail=detail)
             raise ProcessKilled(reason)
         if reason == "timeout":
             detail = f"{detail}; it had come to: {self.current.text}"

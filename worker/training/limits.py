@@ -27,6 +27,9 @@ EXIT_FILE_TOO_LARGE = 88
 #: Exit status of a child that found no room on the disk.
 EXIT_DISK_FULL = 89
 
+#: Exit status of a child whose adapter is trained, and could not be made into its server's form.
+EXIT_NOT_CONVERTED = 90
+
 #: prctl(2): the signal this process gets when the thread that created it ends.
 _PR_SET_PDEATHSIG = 1
 #: Under memory pressure the kernel takes the trainer before the process that ingests.

@@ -1,7 +1,8 @@
 """Whether a training process that did not finish is started again, to go on from its checkpoint on the same data. Pure.
 
 By the kernel for want of memory, by an operator, or by us at its time limit, where the steps that are left fit into the
-starts that are. Not for ever, since what ends it may be the training itself.
+starts that are; and where its converter failed, with all steps made. Not for ever, since what ends it may be the
+training itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def goes_on(
         return False
     if reason == "timeout":
         return step is not None and step.seconds_left <= (MOST_STARTS - starts) * timeout
+    if reason == "not_converted":
+        return True
     status = re.fullmatch(r"exit:(\d+)", reason)
     if status is None or not launched:
         return reason.startswith("signal:")

@@ -8,16 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from worker.errors import ConfigurationError
+from worker.training.limits import EXIT_NOT_CONVERTED
 
 #: Longest a conversion may take, in seconds; llama.cpp's takes a few, most of them to start Python.
 CONVERTER_SECONDS = 1_800.0
 _TAIL = 2_000
 
 
+class ConversionFailed(ConfigurationError):
+    """The configured converter made no adapter of what was trained; started again, only that is to be done."""
+
+    exit_code = EXIT_NOT_CONVERTED
+
+
 def convert(command: str, places: Mapping[str, Path], *, seconds: float = CONVERTER_SECONDS) -> None:
     """Run `command`, its {base}, {adapter} and {output} replaced; no shell.
 
-    Raises `ConfigurationError` where it cannot be started, fails, takes too long or leaves no output.
+    Raises `ConversionFailed` where it cannot be started, fails, takes too long or leaves no output.
     """
     arguments = converter_arguments(command, places)
     try:
@@ -27,14 +34,14 @@ def convert(command: str, places: Mapping[str, Path], *, seconds: float = CONVER
             check=False,
         )  # fmt: skip
     except OSError as error:
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: {arguments[0]} cannot be started: {error}") from error
+        raise ConversionFailed(f"SWARM_LORA_CONVERTER: {arguments[0]} cannot be started: {error}") from error
     except subprocess.TimeoutExpired as error:
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it was not done after {seconds:g} s") from error
+        raise ConversionFailed(f"SWARM_LORA_CONVERTER: it was not done after {seconds:g} s") from error
     said = done.stdout.decode("utf-8", "replace").strip()[-_TAIL:]
     if done.returncode != 0:
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it ended with status {done.returncode}: {said}")
+        raise ConversionFailed(f"SWARM_LORA_CONVERTER: it ended with status {done.returncode}: {said}")
     if not places["output"].is_file():
-        raise ConfigurationError(f"SWARM_LORA_CONVERTER: it ended well, but left no {places['output']}: {said}")
+        raise ConversionFailed(f"SWARM_LORA_CONVERTER: it ended well, but left no {places['output']}: {said}")
 
 
 def converter_arguments(command: str, places: Mapping[str, Path]) -> list[str]:
