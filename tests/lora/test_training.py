@@ -26,6 +26,7 @@ from worker.models.adapter_files import check_adapter
 from worker.models.gate import GateConfig
 from worker.training.child import ChildLauncher, Died, Finished, TrainingStep
 from worker.training.commands import lora_environment
+from worker.training.lora.champion import load_champion
 from worker.training.lora.inputs import LoraChampion, LoraConfig, LoraExample
 from worker.training.lora.train import train_adapter
 from worker.training.results import TrainingResult, decode_result
@@ -318,7 +319,7 @@ def test_preferences_are_learnt(base: TinyBase, tmp_path: Path) -> None:
 
 def as_champion(place: Path) -> LoraChampion:
     """The model of a run as if it were registered there."""
-    return LoraChampion(model_id="m", sha256=result_of(place).model_sha256, directory=str(place / "out"))
+    return LoraChampion(sha256=result_of(place).model_sha256, directory=str(place / "out"))
 
 
 def test_the_live_adapter_answers_the_same_questions(adapter: Path, base: TinyBase, tmp_path: Path) -> None:
@@ -366,13 +367,22 @@ def test_a_champion_of_another_base_is_not_compared(adapter: Path, base: TinyBas
     assert result.gate.reasons[-1] == "not compared with the live adapter: it was trained on another base (tiny)"
 
 
+def test_a_champion_whose_document_is_another_by_now_is_not_compared(adapter: Path) -> None:
+    """Put back by an older backup, say: its files may be whole, and are not those of the live version."""
+    champion = replace(as_champion(adapter), sha256="0" * 64)
+    unused: Any = None
+    assert load_champion(unused, champion, document_of(adapter).base) == (
+        "its model.json is not the one that was registered"
+    )
+
+
 def test_a_champion_whose_files_were_changed_is_not_compared(adapter: Path, base: TinyBase, tmp_path: Path) -> None:
     place = tmp_path / "champion" / "out"
     for file in ("model.json", *(f"adapter/{one.path}" for one in document_of(adapter).files)):
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         (place / file).write_bytes(read_file(adapter / "out" / file, limit=1_000_000))
     (place / "adapter" / "peft" / "adapter_config.json").write_text("{}")
-    champion = LoraChampion(model_id="m", sha256="", directory=str(place))
+    champion = LoraChampion(sha256=result_of(adapter).model_sha256, directory=str(place))
     result = trained(tmp_path / "run", config(base.directory, epochs=1), champion=champion)
 
     assert result.gate is not None

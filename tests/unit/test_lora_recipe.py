@@ -86,7 +86,7 @@ async def test_a_run_freezes_what_is_stored_and_names_its_files_by_their_hashes(
         frozen = await recipe.freeze(RUN, run_dir)
         given, _ = read_lora_input(run_dir)
         assert given.kind == "lora"
-        assert given.champion == LoraChampion(model_id="m1", sha256="abc", directory=str(tmp_path))
+        assert given.champion == LoraChampion(sha256="abc", directory=str(tmp_path))
         assert (given.window.lo, given.window.hi, given.facts.last_batch_no) == (1, 20, 20)
         assert given.train_examples + given.held_out_examples == 40
         assert given.surroundings.output_dir == str(tmp_path / "adapters" / RUN.run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from peft import PeftModel
@@ -22,7 +23,10 @@ def load_champion(model: PeftModel, champion: LoraChampion, base: BaseModel) -> 
     """Put the champion's weights beside the candidate's, not in force; why not, where it cannot be compared."""
     directory = Path(champion.directory)
     try:
-        document = decode(read_file(directory / MODEL_FILE, limit=MODEL_LIMIT))
+        content = read_file(directory / MODEL_FILE, limit=MODEL_LIMIT)
+        if hashlib.sha256(content).hexdigest() != champion.sha256:
+            return f"its {MODEL_FILE} is not the one that was registered"
+        document = decode(content)
         if document.base.sha256 != base.sha256:
             return f"it was trained on another base ({document.base.name})"
         check_adapter(document, directory / ADAPTER_DIR)

@@ -86,7 +86,6 @@ class LoraSurroundings(Struct, frozen=True, kw_only=True):
 class LoraChampion(Struct, frozen=True, kw_only=True):
     """The live adapter, which a new one is compared with."""
 
-    model_id: str
     sha256: str  # of its model.json
     directory: str  # of its registered version, absolute: model.json and adapter/
 

@@ -124,7 +124,7 @@ async def _champion(registry: Registry, scenario: str) -> LoraChampion | None:
     except ApplyFailed as error:
         log.error("champion_unreadable", scenario=scenario, version=live.version, error=str(error))  # noqa: TRY400 - no trace
         return None
-    return LoraChampion(model_id=live.model_id, sha256=live.sha256, directory=str(adapter_directory(live).parent))
+    return LoraChampion(sha256=live.sha256, directory=str(adapter_directory(live).parent))
 
 
 def _surroundings(plan: LoraPlan, run: Run) -> LoraSurroundings:
