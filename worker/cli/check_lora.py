@@ -74,11 +74,7 @@ async def _live(settings: Settings) -> AsyncIterator[Finding]:
     live = await _live_adapters(settings)
     if not live:
         return
-    try:
-        applicator = lora_applicator(settings)
-    except ApplyFailed as error:  # the router's preset cannot be written
-        yield Finding(what="lora", good=False, detail=str(error))
-        return
+    applicator = lora_applicator(settings)
     try:
         for model in live:
             what = f"adapter version {model.version} of {model.scenario}"

@@ -76,15 +76,20 @@ def lora_applicator(settings: Settings) -> Applicator:
             return NoopApplicator()
 
 
+def make_preset(settings: Settings) -> None:
+    """Have the file that the router is started with, at the worker's start. Raises `ApplyFailed`."""
+    base = serving_base(settings)
+    if settings.lora_applicator == "llama_router" and settings.llama_preset is not None and base is not None:
+        PresetFile(settings.llama_preset).create(base)
+
+
 def _router(settings: Settings) -> LlamaRouterApplicator:
     base = serving_base(settings)
     if settings.llama_preset is None or base is None:
         raise ConfigurationError("SWARM_LORA_APPLICATOR: llama_router needs SWARM_LLAMA_PRESET and a GGUF base")
-    preset = PresetFile(settings.llama_preset)
-    preset.create(base)
     return LlamaRouterApplicator(
         LlamaClient(settings.llama_url, settings.llama_api_key),
-        preset=preset,
+        preset=PresetFile(settings.llama_preset),
         data_dir=settings.data_dir,
         serving_base=base,
         drain_seconds=settings.lora_drain_timeout,
