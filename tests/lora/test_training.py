@@ -444,13 +444,24 @@ def test_too_few_examples_are_nothing_to_learn(base: TinyBase, tmp_path: Path) -
     assert (result.outcome, result.gate) == ("nothing", None)
     assert result.reason == (
         "18 examples; at least 20 are needed (SWARM_LORA_MIN_EXAMPLES); 1 more have no answer; "
-        "1 more hold a special token of the base as text"
+        f"1 more hold a special token of the base as text; {len(HELD_OUT)} more are held out for the gate "
+        "(SWARM_HOLDOUT, a share of tasks)"
     )
     assert not (tmp_path / "run" / "out" / "model.json").exists()
 
 
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_where_all_examples_are_held_out_that_is_what_is_said(base: TinyBase, tmp_path: Path, objective: Any) -> None:
+    """Those of one group or session lie on one side, so with few of these all may."""
+    result = trained(tmp_path / "run", config(base.directory, objective=objective, min_examples=20), train=[])
+
+    assert result.reason is not None
+    assert result.reason.startswith("0 examples; at least 20 are needed")
+    assert f"{len(HELD_OUT)} more are held out for the gate (SWARM_HOLDOUT" in result.reason
+
+
 def test_without_pairs_it_is_no_number_of_examples_that_is_blamed(base: TinyBase, tmp_path: Path) -> None:
-    result = trained(tmp_path / "run", config(base.directory, objective="dpo", min_examples=20), train=[])
+    result = trained(tmp_path / "run", config(base.directory, objective="dpo", min_examples=20), train=[], held_out=[])
 
     assert result.outcome == "nothing"
     assert (result.reason or "").startswith("no examples: no group has both better and worse attempts")

@@ -160,7 +160,8 @@ class _Training:
 
     def _nothing(self, left: int, unfit: Mapping[str, int], limit: int) -> None:
         reason = f"{left} examples; at least {self._given.config.min_examples} are needed (SWARM_LORA_MIN_EXAMPLES)"
-        if self._given.config.objective == "dpo" and not left and not any(unfit.values()):
+        held_out = self._given.held_out_examples
+        if self._given.config.objective == "dpo" and not left and not held_out and not any(unfit.values()):
             reason = (
                 "no examples: no group has both better and worse attempts; SWARM_LORA_OBJECTIVE=dpo pairs those of "
                 "one group_id, which nodes set in their records"
@@ -171,6 +172,8 @@ class _Training:
             "special_token": "hold a special token of the base as text",
         }
         reason += "".join(f"; {unfit[one]} more {words}" for one, words in why.items() if unfit[one])
+        if held_out:
+            reason += f"; {held_out} more are held out for the gate (SWARM_HOLDOUT, a share of tasks)"
         self._end(outcome="nothing", reason=reason, metrics={"examples": left, **unfit})
 
     def _end(self, **found: Any) -> None:
