@@ -35,6 +35,12 @@ class LoraSettings(BaseSettings):
         2e-4, gt=0, le=1, description="AdamW's learning rate; dpo wants a tenth of what sft does"
     )
     lora_max_seq_length: int = Field(2048, ge=16, description="most tokens of an example; longer ones are left out")
+    lora_seed: int = Field(
+        42,
+        ge=0,
+        lt=2**32,
+        description="of first weights, order and dropout; the same data and seed give the same adapter",
+    )
     lora_dpo_beta: float = Field(0.1, gt=0, description="how strongly dpo holds on to the base model")
     lora_min_examples: int = Field(20, ge=1, description="fewer examples are not trained on")
     lora_max_episodes: int = Field(

@@ -23,8 +23,8 @@ from worker.training.lora.recipe import LoraPlan
 CHANGED: dict[str, Any] = {
     "lora_base_model": "another/base", "lora_objective": "dpo", "lora_rank": 4, "lora_alpha": 5.0, "lora_dropout": 0.3,
     "lora_target_modules": "q_proj", "lora_epochs": 7, "lora_batch_size": 9, "lora_gradient_accumulation": 2,
-    "lora_learning_rate": 0.5, "lora_max_seq_length": 99, "lora_dpo_beta": 0.7, "lora_min_examples": 3,
-    "lora_max_episodes": 11, "lora_device": "cpu", "lora_timeout": 12.0, "lora_memory_mb": 4096,
+    "lora_learning_rate": 0.5, "lora_max_seq_length": 99, "lora_seed": 7, "lora_dpo_beta": 0.7,
+    "lora_min_examples": 3, "lora_max_episodes": 11, "lora_device": "cpu", "lora_timeout": 12.0, "lora_memory_mb": 4096,
     "lora_checkpoint_steps": 13, "lora_python_path": "/usr/bin/python9", "lora_train_script": "/opt/train.py",
     "lora_launcher": "launch {command}", "lora_converter": "convert {base} {adapter} {output}",
     "lora_data_dir": "/there/data", "lora_output_dir": "/there/out", "lora_applicator": "noop",
@@ -84,7 +84,7 @@ def test_a_setting_changes_what_is_made_of_it(tmp_path: Path, name: str) -> None
     assert made(tmp_path, **{name: CHANGED[name]}) != made(tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(set(LoraConfig.__struct_fields__) - {"gate", "worker_version", "seed"}))
+@pytest.mark.parametrize("name", sorted(set(LoraConfig.__struct_fields__) - {"gate", "worker_version"}))
 def test_what_shapes_an_adapter_is_part_of_a_runs_identity(name: str) -> None:
     """So that a run under other settings is another run; of what only says how, it is the same."""
     setting = f"lora_{name}" if f"lora_{name}" in CHANGED else name

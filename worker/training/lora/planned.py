@@ -29,6 +29,7 @@ def lora_config(settings: Settings) -> LoraConfig:
         gradient_accumulation=settings.lora_gradient_accumulation,
         learning_rate=settings.lora_learning_rate,
         max_seq_length=settings.lora_max_seq_length,
+        seed=settings.lora_seed,
         dpo_beta=settings.lora_dpo_beta,
         min_examples=settings.lora_min_examples,
         max_episodes=settings.lora_max_episodes,
