@@ -36,7 +36,7 @@ from worker.intake import Intake
 from worker.learning.triggers import TrainTrigger
 from worker.life import Parts, Worker
 from worker.models.announce import Announcer
-from worker.models.applicators.chosen import lora_applicator, make_preset, offline_applicator
+from worker.models.applicators.chosen import lora_applicator, offline_applicator
 from worker.models.applicators.endpoint import CurrentDocuments
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
@@ -338,8 +338,6 @@ class _Kit:
         own = self.applicators
         chosen: dict[ModelKind, Applicator] = {"offline": own.get("offline") or offline_applicator(self.settings)}
         if "lora" in self.mode.kinds:
-            if "lora" not in own:
-                make_preset(self.settings)
             chosen["lora"] = own.get("lora") or lora_applicator(self.settings)
         return chosen
 

@@ -28,6 +28,7 @@ from worker.errors import BrokerUnreachable, ConfigurationError, WorkerError
 from worker.intake import Intake
 from worker.locks import FileLock, InUse
 from worker.models.applicators.chosen import server_processes
+from worker.models.applicators.llama_router import LlamaRouterApplicator
 from worker.models.applicators.port import Applicator
 from worker.models.applier import Applier
 from worker.models.keeper import AdapterKeeper
@@ -147,6 +148,8 @@ class Worker:
             for applicator in parts.applicators.values():
                 stack.push_async_callback(applicator.close)
             stack.enter_context(self.alone())
+            if isinstance(router := parts.applicators.get("lora"), LlamaRouterApplicator):
+                await router.create_preset()
             await parts.registry.clean_up(self.settings.scenarios)
             for session in parts.sessions:
                 stack.push_async_callback(session.close)

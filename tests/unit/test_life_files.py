@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from worker.clock import SystemClock
 from worker.errors import ConfigurationError
-from worker.life import Worker
+from worker.life import Parts, Worker
+from worker.models.applicators.chosen import lora_applicator
 from worker.settings import load_settings
+from worker.store.memory import MemoryStore
 
 SHARED = {"llama_router": "llama_preset", "llama_server": "llama_pid_file", "blue_green": "llama_pid_file"}
 
@@ -35,3 +40,39 @@ def test_a_second_worker_on_a_file_is_refused_and_one_with_its_own_is_not(tmp_pa
     assert not shared.exists()  # the lock on a pid file itself is the server's, which goes on without us
     with worker(tmp_path, "b", applicator, shared).alone():
         pass
+
+
+class AllBroughtUp(Exception):
+    """As far as these tests go."""
+
+
+def assembled(worker: Worker) -> Parts:
+    """What a start looks at first."""
+
+    async def clean_up(_: Any) -> None:
+        raise AllBroughtUp
+
+    parts = SimpleNamespace(
+        store=MemoryStore(SystemClock()), applicators={"lora": lora_applicator(worker.settings)},
+        registry=SimpleNamespace(clean_up=clean_up),
+    )  # fmt: skip
+    return cast("Parts", parts)
+
+
+async def test_the_preset_is_written_by_the_worker_that_has_it_and_not_by_one_that_is_refused(tmp_path: Path) -> None:
+    """That one put its own base into the file before it was told that another worker runs; `check` did so as well."""
+    preset = tmp_path / "preset.ini"
+    first, second = (
+        load_settings(
+            scenarios=name, data_dir=tmp_path / name, processor_mode="lora", lora_applicator="llama_router",
+            llama_preset=preset, lora_serving_base=tmp_path / f"{name}.gguf",
+        )
+        for name in "ab"
+    )  # fmt: skip
+    with pytest.raises(AllBroughtUp):
+        await Worker(first, assembled).run()
+    written = preset.read_text()
+    assert f"[base]\nmodel = {tmp_path}/a.gguf\n" in written
+    with Worker(first, assembled).alone(), pytest.raises(ConfigurationError, match="SWARM_LLAMA_PRESET"):
+        await Worker(second, assembled).run()
+    assert preset.read_text() == written

@@ -12,7 +12,6 @@ import pytest
 from tests.unit.scripted_adapter import safetensors
 from worker.app import WorkerBuilder
 from worker.errors import ConfigurationError
-from worker.models.applicators.chosen import lora_applicator
 from worker.models.applicators.noop import NoopApplicator
 from worker.settings import load_settings
 from worker.training.lora import requirements
@@ -347,13 +346,3 @@ async def test_a_mode_trains_its_kinds_in_order_and_offline_models_stay_served(
     assert parts.runs.kinds == trained
     assert {kind: applicator.name for kind, applicator in parts.applicators.items()} == served
     assert parts.applier.kinds == list(served)
-
-
-async def test_the_router_finds_a_preset_to_start_with(flags: dict[str, Any], tmp_path: Path) -> None:
-    """llama-server does not start without the file. The worker writes it, and not who only looks, as `check` does."""
-    given = {**flags, "lora_applicator": "llama_router", "lora_serving_base": gguf(tmp_path / "base.gguf")}
-    worker = WorkerBuilder(load_settings(**given, llama_preset=tmp_path / "preset.ini")).build()
-    await lora_applicator(load_settings(**given, llama_preset=tmp_path / "preset.ini")).close()
-    assert not (tmp_path / "preset.ini").exists()
-    worker._assemble(worker)
-    assert (tmp_path / "preset.ini").is_file()

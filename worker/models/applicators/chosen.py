@@ -37,10 +37,7 @@ def offline_applicator(settings: Settings) -> Applicator:
 
 
 def lora_applicator(settings: Settings) -> Applicator:
-    """How adapters reach the inference server; `serving_faults` has found nothing wrong with the settings.
-
-    Sees to the router's preset: without one no router starts, nor has the base. Raises `ApplyFailed` where it cannot.
-    """
+    """How adapters reach the inference server; `serving_faults` has found nothing wrong with the settings."""
     match settings.lora_applicator:
         case "files":
             return FilesApplicator(settings.data_dir, "lora")
@@ -74,13 +71,6 @@ def lora_applicator(settings: Settings) -> Applicator:
             )
         case _:
             return NoopApplicator()
-
-
-def make_preset(settings: Settings) -> None:
-    """Have the file that the router is started with, at the worker's start. Raises `ApplyFailed`."""
-    base = serving_base(settings)
-    if settings.lora_applicator == "llama_router" and settings.llama_preset is not None and base is not None:
-        PresetFile(settings.llama_preset).create(base)
 
 
 def _router(settings: Settings) -> LlamaRouterApplicator:

@@ -78,6 +78,10 @@ class LlamaRouterApplicator:
     def target(self, scenario: str) -> str:
         return f"{self._client.shown} ({scenario})"
 
+    async def create_preset(self) -> None:
+        """Have one that names the base: without it no router starts, nor is there whom to ask. Raises `ApplyFailed`."""
+        await asyncio.to_thread(self._preset.create, self._base)
+
     async def apply(self, model: Model, content: bytes) -> str:
         document = decoded(model, content)
         file = adapter.adapter_directory(model) / adapter.GGUF_FILE
