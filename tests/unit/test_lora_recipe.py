@@ -98,6 +98,8 @@ async def test_a_run_freezes_what_is_stored_and_names_its_files_by_their_hashes(
         assert frozen.manifest is not None
         assert frozen.manifest.is_file()
         assert frozen.lineage["data_sha256"] == given.manifest_sha256
+        around = given.surroundings  # both decide what adapter.gguf is
+        assert (frozen.lineage["converter"], frozen.lineage["serving_base"]) == (around.converter, around.serving_base)
         assert frozen.lineage["counts"]["examples"] == given.train_examples
         assert run_dir.stat().st_mode & 0o777 == 0o700
 

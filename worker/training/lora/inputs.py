@@ -75,7 +75,7 @@ class LoraConfig(Struct, frozen=True, kw_only=True):
 
 
 class LoraSurroundings(Struct, frozen=True, kw_only=True):
-    """How it is trained on this machine: nothing in here changes the adapter."""
+    """How it is trained on this machine: nothing in here changes the weights; the last two decide its GGUF file."""
 
     output_dir: str  # <lora_output_dir>/<run_id>, absolute: checkpoint/, adapter/, model.json, result.json
     checkpoint_steps: int = 50

@@ -190,4 +190,6 @@ def _lineage(given: LoraInput) -> dict[str, Any]:
         "config_sha256": given.config.hash,
         "config": msgspec.to_builtins(given.config),
         "seed": given.config.seed,
+        "converter": given.surroundings.converter,
+        "serving_base": given.surroundings.serving_base,
     }  # fmt: skip
