@@ -63,6 +63,12 @@ def check_adapter(adapter: AdapterModel, directory: Path) -> None:
         _check(file, directory / file.path, *_read(directory / file.path))
 
 
+def marks_of(adapter: AdapterModel, directory: Path) -> list[tuple[int, ...]]:
+    """What differs once a file below `directory` was written or replaced, without reading it. OSError."""
+    found = [(directory / file.path).lstat() for file in adapter.files]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found]
+
+
 def _copy(file: AdapterFile, source: Path, target: Path) -> None:
     refuse_links((source / file.path).parent, below=source)
     descriptor = os.open(target, _CREATE, FILE_MODE)

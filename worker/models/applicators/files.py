@@ -15,7 +15,7 @@ from typing import Literal
 from msgspec import UNSET
 
 from worker.models.adapter import ADAPTER_DIR, decode
-from worker.models.adapter_files import check_adapter
+from worker.models.adapter_files import check_adapter, marks_of
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.files import ModelFiles
 from worker.store.port import Model
@@ -30,6 +30,9 @@ class FilesApplicator:
     def __init__(self, data_dir: Path, kind: Literal["offline", "lora"] = "offline") -> None:
         self._current = CurrentDocuments(data_dir, kind)
         self._files = ModelFiles(data_dir)
+        #: By scenario, of adapters found whole: their document and their files' marks. They may be gigabytes, and are
+        #: looked at each minute.
+        self._whole: dict[str, tuple[bytes, list[tuple[int, ...]]]] = {}
 
     def path(self, scenario: str) -> Path:
         """The file of a scenario; ValueError for a scenario that is no slug."""
@@ -68,8 +71,13 @@ class FilesApplicator:
         directory = self._files.directory(document.scenario, document.model_version)
         if document.uri != directory.as_uri():
             return f"its files lie in {directory}, and the document leads elsewhere"
+        content = bytes(document.model)
         try:
-            check_adapter(decode(bytes(document.model)), directory / ADAPTER_DIR)
+            adapter = decode(content)
+            found = (content, marks_of(adapter, directory / ADAPTER_DIR))  # before they are read, so of then
+            if self._whole.get(document.scenario) != found:
+                check_adapter(adapter, directory / ADAPTER_DIR)
         except (OSError, ValueError) as error:
             return str(error)
+        self._whole[document.scenario] = found
         return None
