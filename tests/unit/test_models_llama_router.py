@@ -262,10 +262,17 @@ async def test_the_base_makes_room_for_adapters_and_comes_back_when_it_is_asked(
 
 async def test_a_base_that_is_its_owners_is_not_unloaded(world: World, tmp_path: Path) -> None:
     world.server.models_max = 2
-    world.server.preset.write_text("[base]\nmodel = /models/mine.gguf\n")
+    world.server.preset.write_text("[base]\nmodel = /models/mine.gguf\nctx-size = 64\n")
     await world.client.models(reload=True)
     await world.client.complete(BASE, PROMPT, max_tokens=4)
     await world.apply(register(tmp_path, 1))
     with pytest.raises(ApplyFailed, match="its --models-max"):
         await world.apply(register(tmp_path, 2))
     assert BASE in world.server.loaded()
+
+
+async def test_the_base_comes_back_into_a_preset_that_was_emptied_by_hand(world: World, tmp_path: Path) -> None:
+    """The next swap wrote its own section alone, and nodes of scenarios without an adapter had nobody to ask."""
+    world.server.preset.write_text("")
+    await world.apply(register(tmp_path, 1))
+    assert await world.client.complete(BASE, PROMPT, max_tokens=4) == BASE_ANSWER

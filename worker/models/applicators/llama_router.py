@@ -30,7 +30,7 @@ from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.inference_client import ServerRefused
 from worker.models.applicators.llama_client import ListedModel, LlamaClient
 from worker.models.applicators.probe import probe
-from worker.models.applicators.router_preset import BASE, PresetFile, Section, changed, section_text
+from worker.models.applicators.router_preset import BASE, PresetFile, Section, changed, section_text, with_base
 from worker.models.applicators.versions import belongs_to, decoded, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
@@ -165,13 +165,13 @@ class LlamaRouterApplicator:
         ]
 
     async def _put(self, scenario: str, section: Section | None, *, keep: Collection[str | None]) -> None:
-        """Have the router know this section, and of the scenario's others those in `keep` and those that run."""
+        """Have the router know this section, the base, and of the scenario's others those in `keep` or that run."""
         async with self._preset_turn:
             running = await self._running(scenario, but=())
             preset = await asyncio.to_thread(self._preset.read)
             if section is not None and section.name in running and section_text(preset, section.name) != section.text():
                 await self._release([section.name])  # a reload would stop it in the middle of its answers
-            text = changed(preset, scenario, keep={*keep, *running}, put=section)
+            text = with_base(changed(preset, scenario, keep={*keep, *running}, put=section), self._base)
             if text != preset:
                 await asyncio.to_thread(self._preset.write, text)
             listed = await self._client.models(reload=True)
