@@ -97,7 +97,7 @@ def test_a_training_on_the_gguf_file_gives_the_same_adapter(base: TinyBase, gguf
 
 @pytest.mark.parametrize("form", ["directory", "gguf"])
 def test_the_shapes_are_known_from_either_form_of_the_base(form: str, base: TinyBase, gguf: Path, copied: Path) -> None:
-    assert write_gguf(copied, base=getattr(base, form), serving=None, converter=None)
+    write_gguf(copied, base=getattr(base, form), serving=None, converter=None)
     assert (copied / GGUF_FILE).read_bytes() == gguf.read_bytes()
 
 
@@ -105,6 +105,20 @@ def test_the_shapes_are_known_from_either_form_of_the_base(form: str, base: Tiny
 def test_what_a_training_leaves_fits_its_base(form: str, base: TinyBase, run: Path) -> None:
     check = AdapterCheck(base=getattr(base, form), serving=base.gguf)
     check((run / MODEL_FILE).read_bytes(), run / ADAPTER_DIR)
+
+
+def test_the_adapter_of_another_training_in_the_place_of_its_gguf_file_is_refused(
+    base: TinyBase, run: Path, copied: Path
+) -> None:
+    """As a converter leaves it that hands back what it made before."""
+    path = copied / PEFT_DIR / "adapter_model.safetensors"
+    kept = path.read_bytes()
+    save_file({name: -weight if "lora_B" in name else weight for name, weight in load_file(path).items()}, path)
+    write_gguf(copied, base=base.directory, serving=None, converter=None)
+    path.write_bytes(kept)
+
+    with pytest.raises(ValueError, match=r"adapter\.gguf has another blk\.0\.\S+ than .*SWARM_LORA_CONVERTER"):
+        AdapterCheck(base=base.directory, serving=base.gguf)((run / MODEL_FILE).read_bytes(), copied)
 
 
 def test_what_a_training_leaves_fits_no_other_base(base: TinyBase, run: Path, tmp_path: Path) -> None:
@@ -130,7 +144,7 @@ def test_weights_of_half_the_width_are_converted_too(copied: Path, base: TinyBas
     path = copied / PEFT_DIR / "adapter_model.safetensors"
     save_file({name: weight.bfloat16() for name, weight in load_file(path).items()}, path)
 
-    assert write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
+    write_gguf(copied, base=base.directory, serving=base.gguf, converter=None)
 
 
 # -- other architectures
@@ -177,12 +191,12 @@ def converter(directory: Path, *, rows: int) -> str:
 
 
 def test_a_base_that_is_no_llama_has_no_gguf_adapter_without_a_converter(copied: Path, foreign_base: Path) -> None:
-    assert not write_gguf(copied, base=foreign_base, serving=None, converter=None)
+    write_gguf(copied, base=foreign_base, serving=None, converter=None)
     assert not (copied / GGUF_FILE).exists()
 
 
 def test_a_base_that_is_no_llama_has_one_by_the_converter(copied: Path, foreign_base: Path) -> None:
-    assert write_gguf(copied, base=foreign_base, serving=None, converter=converter(copied.parent, rows=6))
+    write_gguf(copied, base=foreign_base, serving=None, converter=converter(copied.parent, rows=6))
     assert [tensor.name for tensor in GGUFReader(copied / GGUF_FILE).tensors] == [
         "blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b",
     ]  # fmt: skip

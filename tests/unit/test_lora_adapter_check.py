@@ -92,8 +92,9 @@ def test_a_gguf_adapter_of_another_base_is_refused(
     tmp_path: Path, against: AdapterCheck, content: bytes, why: str
 ) -> None:
     made = with_gguf(tmp_path / "one", content)
-    if against is NOWHERE:
-        against(*made)
+    if against is NOWHERE:  # what was trained is known there, what it is for is not
+        with contextlib.nullcontext() if "architecture" in why else pytest.raises(ValueError, match="_CONVERTER"):
+            against(*made)
         return
     with pytest.raises(ValueError, match=f"{why}.*SWARM_LORA_BASE_MODEL and SWARM_LORA_SERVING_BASE must be one"):
         against(*made)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +28,16 @@ class Form:
     numbers: int  # in a block
     highest: int  # place of its highest byte, of a block of several that of their common factor
     none: tuple[int, ...]  # values of that byte in what is not finite
+    packed: str  # a block as `struct` names it; BF16's once they are 32 bits
 
 
 #: Those that adapters are written in; by the names of safetensors, where it has one.
 FORMS = {
-    "F64": Form(8, 1, 7, _WIDE),
-    "F32": Form(4, 1, 3, _WIDE),
-    "BF16": Form(2, 1, 1, _WIDE),
-    "F16": Form(2, 1, 1, _HALF),
-    "Q8_0": Form(34, 32, 1, _HALF),
+    "F64": Form(8, 1, 7, _WIDE, "d"),
+    "F32": Form(4, 1, 3, _WIDE, "f"),
+    "BF16": Form(2, 1, 1, _WIDE, "f"),
+    "F16": Form(2, 1, 1, _HALF, "e"),
+    "Q8_0": Form(34, 32, 1, _HALF, "e32b"),
 }
 
 
@@ -61,12 +64,28 @@ def size_of(tensor: Tensor) -> int:
     form = FORMS.get(tensor.type)
     if form is None:
         raise ValueError(f"its numbers are of type {tensor.type}; adapters are of {', '.join(FORMS)}")
-    numbers = 1
-    for each in tensor.shape:
-        numbers *= each
+    numbers = math.prod(tensor.shape)
     if numbers % form.numbers:
         raise ValueError(f"its {numbers} numbers are no whole blocks of {tensor.type}")
     return numbers // form.numbers * form.size
+
+
+def read_numbers(path: Path, tensor: Tensor) -> tuple[float, ...]:
+    """All of a tensor's numbers, in the file's order; ValueError where the file ends before them, OSError."""
+    form = FORMS[tensor.type]
+    with open_file(path) as file:
+        file.seek(tensor.start)
+        data = file.read(size_of(tensor))
+    if len(data) < size_of(tensor):
+        raise ValueError(f"{path.name} ends within its numbers")
+    if form.numbers > 1:  # a factor, and what it multiplies
+        return tuple(factor * each for factor, *block in struct.iter_unpack(f"<{form.packed}", data) for each in block)
+    packed = f"<{math.prod(tensor.shape)}{form.packed}"
+    if tensor.type != "BF16":
+        return struct.unpack(packed, data)
+    wide = bytearray(2 * len(data))  # it is the upper half of a 32-bit number
+    wide[2::4], wide[3::4] = data[::2], data[1::2]
+    return struct.unpack(packed, wide)
 
 
 def refuse_infinite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:

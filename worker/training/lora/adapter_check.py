@@ -21,6 +21,7 @@ from worker.models.safetensors_header import read_safetensors
 from worker.models.tensor_files import Tensor, refuse_infinite, size_of
 from worker.training.lora.base_shapes import BaseShapes, in_a_layer
 from worker.training.lora.gguf_base import GgufBase, gguf_base
+from worker.training.lora.same_weights import Pairs, check_same_weights
 
 CONFIG_FILE: Final = f"{PEFT_DIR}/adapter_config.json"
 WEIGHTS_FILE: Final = f"{PEFT_DIR}/adapter_model.safetensors"
@@ -60,11 +61,12 @@ class AdapterCheck:
                 raise ValueError(f"the adapter has no {name}, which every server's form is made of")
         _check_config(read_file(adapter / CONFIG_FILE, limit=_CONFIG_LIMIT), document)
         shapes = BaseShapes.of(self.base) if self.base is not None else BaseShapes.of(self.serving)
-        check_peft(adapter / WEIGHTS_FILE, document, shapes)
+        trained = check_peft(adapter / WEIGHTS_FILE, document, shapes)
         if GGUF_FILE in names:
             there = self.base or self.serving
             base = None if there is None else gguf_base(there, self.serving)
-            check_gguf(adapter / GGUF_FILE, base, alpha=document.alpha, rank=document.rank)
+            served = check_gguf(adapter / GGUF_FILE, base, alpha=document.alpha, rank=document.rank)
+            check_same_weights(adapter / WEIGHTS_FILE, trained, adapter / GGUF_FILE, served)
 
 
 def _check_config(data: bytes, document: AdapterModel) -> None:
@@ -93,10 +95,13 @@ def refuse_what_cannot_be_served(config: Mapping[str, Any]) -> None:
         )
 
 
-def check_peft(path: Path, document: AdapterModel, base: BaseShapes) -> None:
-    """ValueError where the weights are not pairs of the rank that the document names, on layers of the base."""
+def check_peft(path: Path, document: AdapterModel, base: BaseShapes) -> Pairs:
+    """The pairs by the modules that they change.
+
+    ValueError where the weights are not pairs of the rank that the document names, on layers of the base.
+    """
     tensors = read_safetensors(path)
-    pairs: dict[str, dict[str, Tensor]] = {}
+    sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         _check_type(key, tensor)
         found = _KEY.fullmatch(key)
@@ -104,21 +109,24 @@ def check_peft(path: Path, document: AdapterModel, base: BaseShapes) -> None:
             raise ValueError(
                 f"{path.name} changes {key}: that is no linear layer of attention or MLP, so no server can"
             )
-        pairs.setdefault(found["module"], {})[found["side"]] = tensor
-    named, changed = sorted(document.target_modules), sorted({module.rpartition(".")[2] for module in pairs})
+        sides.setdefault(found["module"], {})[found["side"]] = tensor
+    named, changed = sorted(document.target_modules), sorted({module.rpartition(".")[2] for module in sides})
     if named != changed:
         raise ValueError(f"{path.name} changes {', '.join(changed) or 'nothing'}; model.json says {', '.join(named)}")
-    for module, sides in pairs.items():
+    pairs = {module: _pair(module, both.get("A"), both.get("B")) for module, both in sides.items()}
+    for module, (a, b) in pairs.items():
         # PyTorch names rows first: A is rank x columns, B rows x rank.
-        (rank, columns), (rows, rank_of_b) = _sides(module, sides.get("A"), sides.get("B"))
+        (rank, columns), (rows, rank_of_b) = a.shape, b.shape
         _check_rank(module, rank, rank_of_b, document.rank)
         base.check(module, rows, columns)
     refuse_infinite(path, tensors.items())
+    return pairs
 
 
-def check_gguf(path: Path, base: GgufBase | None, *, alpha: float, rank: int) -> None:
-    """ValueError where a server would not take the file, or would compute something else with it.
+def check_gguf(path: Path, base: GgufBase | None, *, alpha: float, rank: int) -> Pairs:
+    """The pairs by the weights that they change.
 
+    ValueError where a server would not take the file, or would compute something else with it.
     What llama.cpp checks when it loads one (src/llama-adapter.cpp), and what it does not: alpha, rank, finite values.
     """
     said = read_gguf(path)
@@ -139,14 +147,15 @@ def check_gguf(path: Path, base: GgufBase | None, *, alpha: float, rank: int) ->
         raise ValueError(f"{path.name} changes nothing")
     for name, tensor in said.tensors.items():
         _check_type(name, tensor)
-    for weight in weights:
-        sides = (said.tensors.get(f"{weight}.lora_{side}") for side in "ab")
+    pairs = {weight: _pair(weight, *(said.tensors.get(f"{weight}.lora_{side}") for side in "ab")) for weight in weights}
+    for weight, (a, b) in pairs.items():
         # GGUF names columns first.
-        (columns, rank_of_a), (rank_of_b, rows) = _sides(weight, *sides)
+        (columns, rank_of_a), (rank_of_b, rows) = a.shape, b.shape
         _check_rank(weight, rank_of_a, rank_of_b, rank)
         if base is not None and base.shapes is not None:
             _check_shape(weight, rows, columns, base)
     refuse_infinite(path, said.tensors.items())
+    return pairs
 
 
 def _check_type(name: str, tensor: Tensor) -> None:
@@ -156,13 +165,12 @@ def _check_type(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _sides(weight: str, first: Tensor | None, second: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
+def _pair(weight: str, first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
     if first is None or second is None:
         raise ValueError(f"{weight} has one of its two matrices only")
-    match first.shape, second.shape:
-        case (a, b), (c, d):
-            return (a, b), (c, d)
-    raise ValueError(f"{weight} has no two matrices of two dimensions")
+    if not len(first.shape) == len(second.shape) == 2:  # noqa: PLR2004
+        raise ValueError(f"{weight} has no two matrices of two dimensions")
+    return first, second
 
 
 def _check_rank(weight: str, first: int, second: int, rank: int) -> None:

@@ -24,6 +24,7 @@ _OF_GGUF: Final = {
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+_IN_GGUF: Final = {part: name for name, part in _OF_GGUF.items()}
 _GGUF_WEIGHT = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
@@ -31,6 +32,20 @@ def in_a_layer(module: str) -> bool:
     """Whether servers take an adapter of the module of this name, as PyTorch has it."""
     last = module.rpartition(".")[2]
     return bool(_LAYER.search(module)) and not _STACKED.search(f".{module}.") and not _NO_LINEAR.search(last)
+
+
+def place_of_gguf(name: str) -> str | None:
+    """The place of a weight that llama.cpp calls so; None where it is none of llama's."""
+    found = _GGUF_WEIGHT.fullmatch(name)
+    return f"layers.{found[1]}.{_OF_GGUF[found[2]]}" if found and found[2] in _OF_GGUF else None
+
+
+def name_in_gguf(module: str) -> str:
+    """What llama.cpp calls the weight of a module of llama's; of another the module's place in its layer."""
+    place = _place(module) or module
+    _, _, rest = place.partition(".")
+    layer, _, part = rest.partition(".")
+    return f"blk.{layer}.{_IN_GGUF[part]}.weight" if place.startswith("layers.") and part in _IN_GGUF else place
 
 
 def targets_fault(targets: Sequence[str], there: Collection[str], base: str) -> str | None:
@@ -92,10 +107,9 @@ class BaseShapes:
         shapes: dict[str, set[tuple[int, int]]] = {}
         said = read_gguf(base, whole=False)
         for name, tensor in said.tensors.items():
-            found = _GGUF_WEIGHT.fullmatch(name)
             match tensor.shape:
-                case (columns, rows) if found and found[2] in _OF_GGUF:
-                    shapes[f"layers.{found[1]}.{_OF_GGUF[found[2]]}"] = {(rows, columns)}
+                case (columns, rows) if place := place_of_gguf(name):
+                    shapes[place] = {(rows, columns)}
         llama = said.fields.get("general.architecture") == "llama"
         return cls(base.name, shapes, complete=llama and bool(shapes))
 
