@@ -18,6 +18,7 @@ from worker.durable import make_private_directory, read_file, replace_file, sync
 from worker.errors import ApplyFailed
 from worker.models.adapter import ADAPTER_DIR, GGUF_FILE
 from worker.models.applicators.port import served_document
+from worker.models.applicators.versions import served_name
 from worker.models.files import MODEL_LIMIT, ModelFiles
 from worker.store.port import Model
 from worker.wire.names import is_slug
@@ -76,6 +77,14 @@ class CurrentDocuments:
     def adapter_file(self, document: ServedModel) -> Path:
         """Where the adapter that it names lies now, as llama.cpp loads it: not where `uri` says, if that was moved."""
         return self._files.directory(document.scenario, document.model_version) / ADAPTER_DIR / GGUF_FILE
+
+    def named(self, scenario: str) -> str | None:
+        """What the version is called that nodes are sent to, also by an earlier spelling of the server's address."""
+        try:
+            document = self.read(scenario)
+        except DocumentDamaged:
+            return None
+        return None if document is None else served_name(scenario, document.model_version)
 
     def endpoint_of(self, model: Model) -> Endpoint | None:
         """Whom nodes are to ask for `model`; None where the document names another model, or no server."""

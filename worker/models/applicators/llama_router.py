@@ -31,7 +31,7 @@ from worker.models.applicators.inference_client import ServerRefused
 from worker.models.applicators.llama_client import ListedModel, LlamaClient
 from worker.models.applicators.probe import probe
 from worker.models.applicators.router_preset import BASE, PresetFile, Section, changed, section_text, with_base
-from worker.models.applicators.versions import belongs_to, decoded, served_name
+from worker.models.applicators.versions import belongs_to, decoded, require_gguf, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
 
@@ -85,14 +85,10 @@ class LlamaRouterApplicator:
     async def apply(self, model: Model, content: bytes) -> str:
         document = decoded(model, content)
         file = adapter.adapter_directory(model) / adapter.GGUF_FILE
-        if not file.is_file():
-            raise ApplyFailed(
-                f"{file} is missing, and llama-server takes no other form; for a base that is no llama, configure "
-                "SWARM_LORA_CONVERTER and train again"
-            )
+        require_gguf(file)
         name = served_name(model.scenario, model.version)
         props = await self._client.props()
-        before = await self._pointed_at(model.scenario)
+        before = await asyncio.to_thread(self._documents.named, model.scenario)
         await self._release_others(model.scenario, but={name, before})
         await self._put(model.scenario, Section(name, self._base, file), keep={before})
         crash.point("adapter_listed")
@@ -147,14 +143,6 @@ class LlamaRouterApplicator:
 
     async def close(self) -> None:
         await self._client.close()
-
-    async def _pointed_at(self, scenario: str) -> str | None:
-        """The version that nodes are sent to; also by an earlier spelling of the router's address."""
-        try:
-            document = await asyncio.to_thread(self._documents.read, scenario)
-        except DocumentDamaged:
-            return None
-        return None if document is None else served_name(scenario, document.model_version)
 
     async def _running(self, scenario: str, *, but: Collection[str | None]) -> list[str]:
         """This scenario's versions that have a process."""

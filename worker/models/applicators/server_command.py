@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from worker.errors import ApplyFailed
+from worker.models.applicators.versions import require_gguf
 
 #: What of our environment a server may need; all else may be a secret. LLAMA_ARG_... are its options.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
@@ -35,11 +36,7 @@ def command_line(options: ServerOptions, *, port: int, name: str, adapter: Path)
     """To serve the GGUF adapter as `name`. Raises `ApplyFailed` for what it cannot take."""
     if "," in str(adapter):
         raise ApplyFailed(f"llama-server splits --lora at commas: move {adapter}, that is SWARM_DATA_DIR")
-    if not adapter.is_file():
-        raise ApplyFailed(
-            f"{adapter} is missing, and llama-server takes no other form; for a base that is no llama, configure "
-            "SWARM_LORA_CONVERTER and train again"
-        )
+    require_gguf(adapter)
     return [
         _found(options.program), "--model", str(options.base.absolute()), "--lora", str(adapter), "--alias", name,
         "--host", options.host, "--port", str(port), "--ctx-size", str(options.context_size),

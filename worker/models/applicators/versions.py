@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from worker.errors import ApplyFailed
 from worker.models.adapter import AdapterModel, AdapterUnreadable, decode
@@ -17,6 +18,15 @@ def served_name(scenario: str, version: int) -> str:
 def belongs_to(scenario: str, name: str) -> bool:
     """Whether a name is that of a version of this scenario."""
     return re.fullmatch(re.escape(scenario) + r"@\d+", name) is not None
+
+
+def require_gguf(file: Path) -> None:
+    """`ApplyFailed` where an adapter has no file for llama.cpp."""
+    if not file.is_file():
+        raise ApplyFailed(
+            f"{file} is missing, and llama-server takes no other form; for a base that is no llama, configure "
+            "SWARM_LORA_CONVERTER and train again"
+        )
 
 
 def decoded(model: Model, content: bytes) -> AdapterModel:

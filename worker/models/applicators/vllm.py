@@ -56,7 +56,7 @@ class VllmApplicator:
     async def apply(self, model: Model, content: bytes) -> str | None:
         adapter = decoded(model, content)
         name, path = served_name(model.scenario, model.version), self._path(model.scenario, model.version)
-        before = await self._served_before(model.scenario)
+        before = await asyncio.to_thread(self._current.named, model.scenario)
         detail = await self._bring(name, path, adapter)
         await asyncio.to_thread(self._current.write, model, content, Endpoint(url=self._client.url, model=name))
         await self._let_go(model.scenario, keep={name, before})
@@ -87,13 +87,6 @@ class VllmApplicator:
     def _path(self, scenario: str, version: int) -> str:
         """The PEFT directory of a version, as the server sees it."""
         return str(self._models_dir / scenario / str(version) / ADAPTER_DIR / PEFT_DIR)
-
-    async def _served_before(self, scenario: str) -> str | None:
-        try:
-            document = await asyncio.to_thread(self._current.read, scenario)
-        except DocumentDamaged:
-            return None
-        return None if document is None else served_name(scenario, document.model_version)
 
     async def _bring(self, name: str, path: str, adapter: AdapterModel) -> str:
         """Have the adapter loaded and seen to answer; else it is not loaded when this raises `ApplyFailed`."""
