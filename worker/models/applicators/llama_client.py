@@ -21,7 +21,6 @@ class ModelStatus(Struct):
 
     value: str  # unloaded | loading | loaded | sleeping
     args: list[str] = []  # of its process
-    failed: bool = False
     exit_code: int | None = None
 
 
@@ -88,12 +87,12 @@ class LlamaClient(InferenceClient):
         """What a server that is no router works on."""
         return self.parse(await self.ask("GET", "/slots"), list[Slot])
 
-    async def busy(self, model: str | None = None) -> bool | None:
-        """Whether the server, or this section of the router, works on a request; None where it keeps that to itself.
+    async def busy(self, model: str) -> bool | None:
+        """Whether this section of the router works on a request; None where it keeps that to itself.
 
         Nothing is loaded by asking: a section without a process is not busy.
         """
-        path = "/slots" if model is None else f"/slots?model={quote(model, safe='')}&autoload=0"
+        path = f"/slots?model={quote(model, safe='')}&autoload=0"
         try:
             slots = self.parse(await self.ask("GET", path), list[Slot])
         except ServerRefused as error:

@@ -31,21 +31,18 @@ def write_gguf(
     serving: Path | None,
     converter: str | None,
     run: Callable[[str, Mapping[str, Path]], None] = convert,
-) -> bool:
-    """Make `adapter.gguf` in the directory `adapter` out of its `peft/`; whether there is one now.
+) -> None:
+    """Make `adapter.gguf` in the directory `adapter` out of its `peft/`.
 
-    `base` is what was trained on, `serving` the GGUF file that llama.cpp serves. False where the base is no llama and
-    no converter is configured: then the adapter can be served by others alone. Raises `ConfigurationError`.
+    `base` is what was trained on, `serving` the GGUF file that llama.cpp serves. There is none where the base is no
+    llama and no converter is configured: then the adapter can be served by others alone. Raises `ConfigurationError`.
     """
     of = gguf_base(base, serving)
     made = adapter / GGUF_FILE
     if of.architecture == LLAMA:
         _convert_llama(adapter / PEFT_DIR, made, of)
-    elif converter is None:
-        return False
-    else:
+    elif converter is not None:
         run(converter, {"base": base, "adapter": adapter / PEFT_DIR, "output": made})
-    return True
 
 
 def _convert_llama(peft: Path, made: Path, base: GgufBase) -> None:
