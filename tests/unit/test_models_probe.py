@@ -85,7 +85,7 @@ async def test_without_a_probe_that_tells_nothing_is_asked_and_that_is_said() ->
     same = Probe(prompt="a", expected="up", base=" up", max_tokens=3)
     result = await probe(server, adapter(same), "S@1")
     assert result.served
-    assert result.detail == "the adapter has no probe: no answer was compared"
+    assert result.detail == "the adapter has no probe: no answer was compared, so nothing shows that it is in force"
     assert server.asked == []
 
 

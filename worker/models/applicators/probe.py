@@ -65,7 +65,7 @@ class ProbeResult:
     def detail(self) -> str:
         """For people."""
         if not self.asked:
-            return "the adapter has no probe: no answer was compared"
+            return "the adapter has no probe: no answer was compared, so nothing shows that it is in force"
         from_base = (
             f"{self.base.as_adapter} of {self.base.asked} probes answered as with the adapter, "
             f"{self.base.as_other} as without it"
