@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from worker import crash
@@ -31,8 +32,7 @@ def copy_adapter(adapter: AdapterModel, source: Path, target: Path) -> None:
     Raises ValueError where a file is not what the document says, or must not be in an adapter; OSError.
     """
     names = {file.path for file in adapter.files}
-    if _WEIGHTS not in names:
-        raise ValueError(f"the adapter has no {_WEIGHTS}, which every server's form is made of")
+    require_files(names, _WEIGHTS)
     if len(names) != len(adapter.files):
         raise ValueError("model.json names a file of the adapter twice")
     for file in adapter.files:
@@ -47,6 +47,13 @@ def copy_adapter(adapter: AdapterModel, source: Path, target: Path) -> None:
     for folder in {parent for file in adapter.files for parent in (target / file.path).parents}:
         if folder == target or target in folder.parents:
             sync_directory(folder)
+
+
+def require_files(names: Collection[str], *needed: str) -> None:
+    """ValueError where an adapter of files of these names lacks one that is needed."""
+    for name in needed:
+        if name not in names:
+            raise ValueError(f"the adapter has no {name}, which every server's form is made of")
 
 
 def copy_data_manifest(adapter: AdapterModel, source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from worker.durable import read_file
 from worker.models.adapter import GGUF_FILE, PEFT_DIR, AdapterModel, decode
+from worker.models.adapter_files import require_files
 from worker.models.gguf_header import read_gguf
 from worker.models.safetensors_header import read_safetensors
 from worker.models.tensor_files import Tensor, refuse_infinite, size_of
@@ -56,9 +57,7 @@ class AdapterCheck:
         for name in sorted(names):
             if Path(name).suffix in (".safetensors", ".gguf") and name not in _WEIGHTS:
                 raise ValueError(f"{name} is no file of an adapter; its weights are {' and '.join(sorted(_WEIGHTS))}")
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if name not in names:
-                raise ValueError(f"the adapter has no {name}, which every server's form is made of")
+        require_files(names, CONFIG_FILE, WEIGHTS_FILE)
         _check_config(read_file(adapter / CONFIG_FILE, limit=_CONFIG_LIMIT), document)
         shapes = BaseShapes.of(self.base) if self.base is not None else BaseShapes.of(self.serving)
         trained = check_peft(adapter / WEIGHTS_FILE, document, shapes)
