@@ -17,10 +17,10 @@ from worker.models.adapter import (
     AdapterFile,
     AdapterModel,
     BaseModel,
-    Before,
     Probe,
     encode,
 )
+from worker.models.before import BEFORE_FILE, Before, encode_before
 from worker.store.port import Model
 
 #: What a server says without an adapter.
@@ -76,7 +76,6 @@ def register(
                 prompt=PROMPT,
                 expected=expected or answer,
                 base=BASE_ANSWER,
-                before=None if before is None else Before(sha256=before.model.sha256, answer=before.answer),
                 max_tokens=8,
             )
         ]
@@ -85,6 +84,9 @@ def register(
     )
     content = encode(document)
     (directory / "model.json").write_bytes(content)
+    if before is not None:
+        telling = Probe(prompt=PROMPT, expected=answer, base=before.answer, max_tokens=8)
+        (directory / BEFORE_FILE).write_bytes(encode_before(Before(sha256=before.model.sha256, probes=[telling])))
     model = Model(
         model_id=f"{version:032x}", scenario=scenario, version=version, kind="lora", run_id=f"r{version}",
         created_at_ms=version, uri=directory.as_uri(), sha256=hashlib.sha256(content).hexdigest(), lineage={},

@@ -12,7 +12,9 @@ import pytest
 from tests.contract.adapter_building import register
 from tests.contract.adapter_worlds import SECRET, WORLDS, AdapterWorld, Kind
 from worker.errors import ApplyFailed
+from worker.models.adapter import adapter_directory
 from worker.models.applicators.port import Applicator
+from worker.models.before import BEFORE_FILE
 
 
 def only(trait: str) -> pytest.MarkDecorator:
@@ -179,7 +181,30 @@ async def test_a_server_that_goes_on_serving_the_adapter_before_under_the_new_na
     assert await applicator.served("S") == one.model.sha256
     assert await world.answer("S") == one.answer
     world.go_on_answering(None)
-    assert "1 of 1 as with it, 0 as with the adapter before" in str(await applicator.apply(two.model, two.content))
+    told = "1 of 1 as with it, 0 as with the adapter before"
+    assert told in str(await applicator.apply(two.model, two.content))
+    assert await applicator.served("S") == two.model.sha256
+    back = str(await applicator.apply(one.model, one.content))  # by what the other one recorded
+    assert f"{told} it (sha256 {two.model.sha256[:12]})" in back
+
+
+@only("probes")
+@pytest.mark.parametrize(
+    "content", [None, b"", b'{"before":{},"sha256":"0"}', b"[" * 100_000], ids=["gone", "empty", "wrong", "deep"]
+)
+async def test_where_what_tells_it_from_the_one_before_is_lost_or_damaged_it_is_told_from_its_base(
+    applicator: Applicator, tmp_path: Path, content: bytes | None
+) -> None:
+    """Only model.json and what it names are vouched for."""
+    one = register(tmp_path, 1)
+    two = register(tmp_path, 2, before=one)
+    file = adapter_directory(two.model).parent / BEFORE_FILE
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    await applicator.apply(one.model, one.content)
+    detail = str(await applicator.apply(two.model, two.content))
+    assert detail.startswith("1 of 1 probes answered as with the adapter, 0 as without it; no probe tells it from")
     assert await applicator.served("S") == two.model.sha256
 
 

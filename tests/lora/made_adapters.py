@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGUFReader, GGUFWriter
+from msgspec.structs import replace
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,10 +24,10 @@ from worker.models.adapter import (
     AdapterFile,
     AdapterModel,
     BaseModel,
-    Before,
     Probe,
     encode,
 )
+from worker.models.before import BEFORE_FILE, Before, encode_before
 from worker.store.port import Model
 
 _RANK, _ALPHA = 4, 8.0
@@ -51,7 +52,6 @@ class AdapterMaker:
         (directory / ADAPTER_DIR).mkdir(parents=True)
         file = directory / ADAPTER_DIR / GGUF_FILE
         answers = self._write(file, seed or version)
-        theirs = {} if before is None else {one.prompt: _before(before, one) for one in before.probes}
         document = AdapterModel(
             scenario=scenario,
             objective="sft",
@@ -67,12 +67,14 @@ class AdapterMaker:
                 )
             ],
             probes=[
-                Probe(prompt=prompt, expected=answer, base=plain, before=theirs.get(prompt), max_tokens=_TOKENS)
+                Probe(prompt=prompt, expected=answer, base=plain, max_tokens=_TOKENS)
                 for prompt, answer, plain in zip(self._prompts, answers, self._plain, strict=True)
                 if answer != plain
             ],
         )
         content = encode(document)
+        if before is not None:
+            (directory / BEFORE_FILE).write_bytes(encode_before(_before(before, document.probes)))
         model = Model(
             model_id=f"{version:032x}", scenario=scenario, version=version, kind="lora", run_id=f"r{version}",
             created_at_ms=version, uri=directory.as_uri(), sha256=hashlib.sha256(content).hexdigest(), lineage={},
@@ -135,8 +137,10 @@ def write_peft(gguf: Path, directory: Path) -> list[AdapterFile]:
     ]  # fmt: skip
 
 
-def _before(made: Made, probe: Probe) -> Before:
-    return Before(sha256=made.model.sha256, answer=probe.expected)
+def _before(made: Made, probes: list[Probe]) -> Before:
+    theirs = {one.prompt: one.expected for one in made.probes}
+    telling = [replace(each, base=theirs[each.prompt]) for each in probes if each.prompt in theirs]
+    return Before(sha256=made.model.sha256, probes=telling)
 
 
 class Made:

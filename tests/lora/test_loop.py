@@ -12,6 +12,7 @@ from tests.lora import learning_worker, swarm
 from tests.lora.asking import answer, asked, pointer
 from tests.lora.tiny import TinyBase
 from worker.episodes.worker_task import ARROW
+from worker.models.before import read_before
 
 pytestmark = [pytest.mark.lora, pytest.mark.rabbitmq, pytest.mark.timeout(300)]
 
@@ -48,10 +49,10 @@ async def test_what_a_swarm_lived_becomes_an_adapter_that_a_server_answers_with_
             second = (await worker.tell("train-now", *of, "--kind", "lora", within=_TRAINED_SECONDS))["result"]
             assert second["gate"]["verdict"] == "blessed", second
             assert await asked(worker.data_dir, scenario, "db-2") == _SECOND
-            after = pointer(worker.data_dir, scenario)
-            assert after is not None
-            told = [probe["before"] for probe in after["model"]["probes"]]
-            assert told == [{"sha256": document["sha256"], "answer": _FIRST}] * 3  # asked of the server, all of them
+            before = read_before(worker.data_dir / "models" / scenario / "2")
+            assert before is not None
+            assert before.sha256 == document["sha256"]
+            assert [(probe.expected, probe.base) for probe in before.probes] == [(_SECOND, _FIRST)] * 3
 
             back = (await worker.tell("rollback", *of, "--kind", "lora"))["result"]
             assert (back["model_id"], back["previous_model_id"]) == (first["model_id"], second["model_id"])

@@ -21,8 +21,9 @@ from tests.unit.training_world import eventually
 from worker.durable import read_file
 from worker.episodes.worker_decision_sequence import AVAILABLE_ACTIONS
 from worker.episodes.worker_task import ARROW
-from worker.models.adapter import AdapterModel, Before, decode
+from worker.models.adapter import AdapterModel, decode
 from worker.models.adapter_files import check_adapter
+from worker.models.before import read_before
 from worker.models.gate import GateConfig
 from worker.training.child import ChildLauncher, Died, Finished, TrainingStep
 from worker.training.commands import lora_environment
@@ -336,18 +337,23 @@ def test_the_live_adapter_answers_the_same_questions(adapter: Path, base: TinyBa
     assert result.gate.verdict == "rejected"
 
 
-def test_the_probes_tell_it_from_the_live_adapter_too(adapter: Path, base: TinyBase, tmp_path: Path) -> None:
+def test_what_tells_it_from_the_live_adapter_is_kept_beside_a_document_that_says_nothing_of_it(
+    adapter: Path, base: TinyBase, tmp_path: Path
+) -> None:
     """The second order begins as the first: what tells them apart is not what tells them from the base."""
     wanted = (WANTED[0], AVAILABLE_ACTIONS[3], WANTED[-1])
     rows = [example(target, actions=wanted) for target in TARGETS]
-    trained(tmp_path, config(base.directory), train=rows[:18], held_out=rows[18:], champion=as_champion(adapter))
-    probes = document_of(tmp_path).probes
+    data = {"train": rows[:18], "held_out": rows[18:]}
+    alone = trained(tmp_path / "alone", config(base.directory), **data)
+    beside = trained(tmp_path / "beside", config(base.directory), champion=as_champion(adapter), **data)
 
-    assert len(probes) == 3
-    live = Before(sha256=result_of(adapter).model_sha256, answer=ARROW.join(WANTED))
-    for probe in probes:
-        assert (probe.expected, probe.before) == (ARROW.join(wanted), live)
-        assert probe.base not in (probe.expected, live.answer)
+    assert beside.model_sha256 == alone.model_sha256
+    assert read_before(tmp_path / "alone/out") is None
+    before = read_before(tmp_path / "beside/out")
+    assert before is not None
+    assert before.sha256 == result_of(adapter).model_sha256
+    told = [(probe.expected, probe.base) for probe in before.probes]
+    assert told == [(ARROW.join(wanted), ARROW.join(WANTED))] * 3
 
 
 def test_the_same_training_gives_the_same_adapter_while_its_own_result_is_live(
@@ -356,7 +362,7 @@ def test_the_same_training_gives_the_same_adapter_while_its_own_result_is_live(
     again = trained(tmp_path, config(base.directory), champion=as_champion(adapter))
 
     assert again.model_sha256 == result_of(adapter).model_sha256
-    assert [probe.before for probe in document_of(tmp_path).probes] == [None] * 3
+    assert read_before(tmp_path / "out") is None
 
 
 def test_a_champion_of_another_base_is_not_compared(adapter: Path, base: TinyBase, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from worker.models.adapter import AdapterModel, BaseModel, Before, Probe, decode, encode
-from worker.models.applicators.probe import answers_as, probe
+from worker.models.adapter import Probe
+from worker.models.applicators.probe import Probes, answers_as, probe
+from worker.models.before import Before
 
 
 @pytest.mark.parametrize(
@@ -54,18 +56,10 @@ class Server:
         return self.answers[prompt]
 
 
-def adapter(*probes: Probe) -> AdapterModel:
-    """A document with these probes."""
-    return AdapterModel(
-        scenario="S", objective="sft", base=BaseModel(name="b", architecture="llama", sha256="0"), rank=1, alpha=1,
-        target_modules=["q_proj"], examples=1, data_sha256="1", files=[], probes=list(probes),
-    )  # fmt: skip
-
-
 async def test_one_answer_of_the_adapter_is_enough_since_a_quantised_base_turns_some() -> None:
     probes = [Probe(prompt=each, expected="up", base="down", max_tokens=3) for each in ("a", "b", "c")]
     server = Server({"a": "sideways", "b": "up and on", "c": "down"})
-    result = await probe(server, adapter(*probes), "S@1")
+    result = await probe(server, Probes(probes), "S@1")
     assert result.served
     assert result.detail == (
         "1 of 3 probes answered as with the adapter, 1 as without it; no probe tells it from another adapter; "
@@ -76,27 +70,26 @@ async def test_one_answer_of_the_adapter_is_enough_since_a_quantised_base_turns_
 
 async def test_an_adapter_is_not_served_where_nothing_is_answered_as_with_it() -> None:
     one = Probe(prompt="a", expected="up", base="down", max_tokens=3)
-    assert not (await probe(Server({"a": "down"}), adapter(one), None)).served
-    assert not (await probe(Server({"a": "sideways"}), adapter(one), None)).served
+    assert not (await probe(Server({"a": "down"}), Probes([one]), None)).served
+    assert not (await probe(Server({"a": "sideways"}), Probes([one]), None)).served
 
 
 async def test_without_a_probe_that_tells_nothing_is_asked_and_that_is_said() -> None:
     server = Server({})
     same = Probe(prompt="a", expected="up", base=" up", max_tokens=3)
-    result = await probe(server, adapter(same), "S@1")
+    result = await probe(server, Probes([same]), "S@1")
     assert result.served
     assert result.detail == "the adapter has no probe: no answer was compared, so nothing shows that it is in force"
     assert server.asked == []
 
 
-_BEFORE = "0123456789abcdef" * 4
+_BASE = {"a": "stay", "b": "stay"}
 
 
-def told(prompt: str, *, expected: str, base: str, before: str) -> Probe:
-    """A probe of an adapter that was trained while another was live."""
-    return Probe(
-        prompt=prompt, expected=expected, base=base, before=Before(sha256=_BEFORE, answer=before), max_tokens=3
-    )
+def beside(*telling: Probe, base: dict[str, str] = _BASE) -> Probes:
+    """Of an adapter that was trained while another was live: what tells it from that one, and what `base` says."""
+    of_base = [replace(each, base=base[each.prompt]) for each in telling]
+    return Probes(of_base, Before(sha256="0123456789abcdef" * 4, probes=list(telling)))
 
 
 @pytest.mark.parametrize(
@@ -114,39 +107,35 @@ async def test_an_adapter_is_served_where_an_answer_is_neither_the_bases_nor_tha
     answers: dict[str, str], served: bool
 ) -> None:
     two = [
-        told("a", expected="go up", base="stay", before="go down"),
-        told("b", expected="go on", base="stay", before="go back"),
+        Probe(prompt="a", expected="go up", base="go down", max_tokens=3),
+        Probe(prompt="b", expected="go on", base="go back", max_tokens=3),
     ]
-    assert (await probe(Server(answers), adapter(*two), None)).served is served
+    server = Server(answers)
+    assert (await probe(server, beside(*two), None)).served is served
+    assert server.asked == [(None, "a", 3), (None, "b", 3)]  # both times of the same answers
 
 
-async def test_probes_may_tell_it_from_one_of_the_two_alone_and_each_has_to_be_told() -> None:
-    two = [
-        Probe(prompt="a", expected="go up", base="stay", max_tokens=3),
-        told("b", expected="stay", base="stay", before="go back"),
-    ]
-    result = await probe(Server({"a": "go up", "b": "go back"}), adapter(*two), None)
+async def test_prompts_may_tell_it_from_one_of_the_two_alone_and_each_has_to_be_told() -> None:
+    probes = Probes(
+        [Probe(prompt="a", expected="go up", base="stay", max_tokens=3)],
+        Before(
+            sha256="0123456789abcdef" * 4,
+            probes=[Probe(prompt="b", expected="stay", base="go back", max_tokens=3)],
+        ),
+    )
+    result = await probe(Server({"a": "go up", "b": "go back"}), probes, None)
     assert not result.served
     assert result.detail == (
         "1 of 1 probes answered as with the adapter, 0 as without it; 0 of 1 as with it, 1 as with the adapter before "
         "it (sha256 0123456789ab); first answer: 'go up'"
     )
-    assert not (await probe(Server({"a": "stay", "b": "stay"}), adapter(*two), None)).served
-    assert (await probe(Server({"a": "go up", "b": "stay"}), adapter(*two), None)).served
+    assert not (await probe(Server({"a": "stay", "b": "stay"}), probes, None)).served
+    assert (await probe(Server({"a": "go up", "b": "stay"}), probes, None)).served
 
 
 async def test_an_adapter_that_answers_as_the_base_is_told_from_the_one_before_it() -> None:
-    one = told("b", expected="stay", base="stay", before="go back")
-    result = await probe(Server({"b": "stay"}), adapter(one), None)
+    probes = beside(Probe(prompt="b", expected="stay", base="go back", max_tokens=3))
+    result = await probe(Server({"b": "stay"}), probes, None)
     assert result.served
     assert result.detail.startswith("no probe tells it from the base; 1 of 1 as with it, 0 as with the adapter before")
-    assert not (await probe(Server({"b": "go back"}), adapter(one), None)).served
-
-
-async def test_an_adapter_of_an_earlier_release_is_read_and_told_from_its_base() -> None:
-    """Its probes say nothing of an adapter before it."""
-    one = Probe(prompt="a", expected="up", base="down", max_tokens=3)
-    content = encode(adapter(one)).replace(b'"before":null,', b"")
-    assert b"before" not in content
-    assert decode(content).probes == [one]
-    assert (await probe(Server({"a": "up"}), decode(content), None)).served
+    assert not (await probe(Server({"b": "go back"}), probes, None)).served

@@ -25,6 +25,7 @@ from worker.models.applicators.chosen import lora_applicator
 from worker.models.applicators.files import FilesApplicator
 from worker.models.applicators.llama_server import LlamaServerApplicator
 from worker.models.applicators.own_server import OwnServer
+from worker.models.applicators.probe import Probes
 from worker.models.applicators.server_command import ServerOptions, environment
 from worker.models.applicators.server_state import Pair, ServerState
 from worker.settings import load_settings
@@ -290,7 +291,7 @@ async def test_what_a_dead_worker_left_on_the_standby_server_is_gone_on_with_or_
     left = two if leftover == "the same" else register(world.data_dir, 3)
     file = world.data_dir / f"models/S/{left.model.version}/adapter/adapter.gguf"
     green = world.own["green"]
-    await green.bring(green.command(f"S@{left.model.version}", file), decode(left.content))
+    await green.bring(green.command(f"S@{left.model.version}", file), Probes(decode(left.content).probes))
     await apply(world.switching, two)
     assert await world.switching.served("S") == two.model.sha256
     assert world.green.starts == (1 if leftover == "the same" else 2)

@@ -1,7 +1,6 @@
 """A LoRA adapter as a model: `model.json` names its base, its files and how it behaves; the files lie beside it.
 
-Everything in the document follows from data, configuration and seed, and of probes also from the adapter that was live,
-so that the same training gives the same hash.
+Everything in the document follows from data, configuration and seed, so that the same training gives the same hash.
 """
 
 from __future__ import annotations
@@ -43,24 +42,12 @@ class BaseModel(Struct, frozen=True, kw_only=True):
     sha256: str  # of the GGUF file, or of all files of the directory: weights, configuration, tokenizer, chat template
 
 
-class Before(Struct, frozen=True, kw_only=True):
-    """What the adapter that was live when this one was trained answers."""
-
-    sha256: str  # of its model.json
-    answer: str
-
-
 class Probe(Struct, frozen=True, kw_only=True):
-    """A prompt that shows whether the adapter is in force: greedy decoding answers it in another way than the base.
-
-    Or than the adapter before it; then `base` may be as `expected`.
-    """
+    """A prompt that shows whether the adapter is in force: greedy decoding answers it in another way than the base."""
 
     prompt: str  # by the chat template, the answer open, without the opening mark that servers add by themselves
     expected: str  # with the adapter
     base: str  # without it
-    #: None where that is as `expected`, and where no adapter was live, or could not be loaded beside it.
-    before: Before | None = None
     max_tokens: int
 
 

@@ -26,6 +26,7 @@ from worker.learning.offline_model import MODEL_FILE, OfflineModel
 from worker.models import adapter as adapters
 from worker.models.adapter import ADAPTER_DIR, AdapterModel
 from worker.models.adapter_files import DIRECTORY_MODE, FILE_MODE, check_adapter, copy_adapter, copy_data_manifest
+from worker.models.before import BEFORE_FILE, encode_before, read_before
 from worker.store.port import Model
 from worker.wire.names import is_slug
 
@@ -87,8 +88,8 @@ class ModelFiles:
     ) -> None:
         """Write one version durably. The caller holds the scenario's lease and registers the version next.
 
-        `adapter`: of a model of kind `lora`, the directory whose files model.json names; they are copied, and
-        `data_manifest`, the file whose hash model.json names as that of its training data.
+        `adapter`: of a model of kind `lora`, the directory whose files model.json names; they are copied, a
+        `before.json` beside it, and `data_manifest`, the file whose hash model.json names as that of its training data.
 
         A directory that is there already was left by a run that never registered it (killed between rename and commit),
         so it makes way. Raises ValueError where a hash is another or an adapter's document does not load,
@@ -136,6 +137,9 @@ class ModelFiles:
             if adapter is None:
                 raise ValueError(f"the adapter of run {manifest.run_id} has no files")
             copy_adapter(made, adapter, work / ADAPTER_DIR)
+            before = read_before(adapter.parent)
+            if before is not None:
+                write_new(work / BEFORE_FILE, encode_before(before), mode=FILE_MODE)
             if data_manifest is not None:
                 copy_data_manifest(made, data_manifest, work / DATA_FILE)
         text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"))

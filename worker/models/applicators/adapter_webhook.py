@@ -18,7 +18,6 @@ from worker.errors import ApplyFailed
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.inference_client import InferenceClient, ServerRefused
 from worker.models.applicators.probe import probe
-from worker.models.applicators.versions import decoded
 from worker.models.applicators.webhook import WebhookApplicator
 from worker.store.port import Model
 from worker.wire.served import Endpoint
@@ -84,7 +83,8 @@ class AdapterWebhookApplicator:
             )
         client = InferenceClient(endpoint.url, None, setting="the endpoint in the receiver's answer")
         try:
-            result = await probe(client, decoded(model, content), endpoint.model)
+            probes = await asyncio.to_thread(self._current.probes, model, content)
+            result = await probe(client, probes, endpoint.model)
         except ServerRefused as error:
             if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 return f"{client.shown} wants a key, which is not ours: no answer was compared"

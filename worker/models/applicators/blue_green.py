@@ -17,13 +17,13 @@ import structlog
 
 from worker import crash
 from worker.errors import ApplyFailed
-from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory
+from worker.models.adapter import GGUF_FILE, AdapterUnreadable, adapter_directory
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.own_server import OwnServer, PortTaken
-from worker.models.applicators.probe import ProbeResult
+from worker.models.applicators.probe import ProbeResult, Probes
 from worker.models.applicators.server_state import Colour, Pair, ServerState, other
 from worker.models.applicators.strangers import withdraw_from_strangers
-from worker.models.applicators.versions import decoded, served_name
+from worker.models.applicators.versions import served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint, ServedModel
 
@@ -62,15 +62,16 @@ class BlueGreenApplicator:
         return self._pair or await self._found(self._colour(await self._document(scenario)))
 
     async def apply(self, model: Model, content: bytes) -> str:
-        name, adapter = served_name(model.scenario, model.version), decoded(model, content)
+        name = served_name(model.scenario, model.version)
+        probes = await asyncio.to_thread(self._documents.probes, model, content)
         file = adapter_directory(model) / GGUF_FILE
         try:
             pair = await self.state(model.scenario)
             active = self._servers[pair.active]
-            answers = await active.holds(active.command(name, file), adapter)
+            answers = await active.holds(active.command(name, file), probes)
             if answers is None:
                 self._pair = pair.starting()
-                answers = await self._start(pair.standby, name, file, adapter)
+                answers = await self._start(pair.standby, name, file, probes)
                 pair = self._pair = self._pair.switched()
             else:
                 pair = Pair(ServerState.ACTIVE, pair.active)  # seen to serve, also where the pointer to it was lost
@@ -106,14 +107,14 @@ class BlueGreenApplicator:
         for server in self._servers.values():
             await server.close()
 
-    async def _start(self, colour: Colour, name: str, file: Path, adapter: AdapterModel) -> ProbeResult:
+    async def _start(self, colour: Colour, name: str, file: Path, probes: Probes) -> ProbeResult:
         """Raises `ApplyFailed` where the adapter is no good; its server is stopped then."""
         server = self._servers[colour]
         command = server.command(name, file)
         if await server.runs() != command:  # else an earlier life of ours started it and got no further
             await self._end(colour)
         try:
-            return await server.bring(command, adapter)
+            return await server.bring(command, probes)
         except ApplyFailed:
             await server.stop()
             raise

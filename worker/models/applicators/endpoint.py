@@ -16,9 +16,11 @@ from msgspec import UnsetType
 
 from worker.durable import make_private_directory, read_file, replace_file, sync_directory
 from worker.errors import ApplyFailed
-from worker.models.adapter import ADAPTER_DIR, GGUF_FILE
+from worker.models.adapter import ADAPTER_DIR, GGUF_FILE, adapter_directory
 from worker.models.applicators.port import served_document
-from worker.models.applicators.versions import served_name
+from worker.models.applicators.probe import Probes
+from worker.models.applicators.versions import decoded, served_name
+from worker.models.before import read_before
 from worker.models.files import MODEL_LIMIT, ModelFiles
 from worker.store.port import Model
 from worker.wire.names import is_slug
@@ -80,18 +82,24 @@ class CurrentDocuments:
 
     def named(self, scenario: str) -> str | None:
         """What the version is called that nodes are sent to, also by an earlier spelling of the server's address."""
-        try:
-            document = self.read(scenario)
-        except DocumentDamaged:
-            return None
+        document = self._whole(scenario)
         return None if document is None else served_name(scenario, document.model_version)
+
+    def probes(self, model: Model, content: bytes) -> Probes:
+        """What `model`, whose model.json is `content`, is asked. Raises `ApplyFailed` where that is no adapter's.
+
+        Where it was live when the adapter was trained that is live now, what that one recorded serves the way back.
+        """
+        own, live = decoded(model, content).probes, self._whole(model.scenario)
+        if live is not None and live.sha256 != model.sha256:
+            of_live = read_before(self._files.directory(live.scenario, live.model_version))
+            if of_live is not None and of_live.sha256 == model.sha256:
+                return Probes(own, of_live.turned_round(live.sha256))
+        return Probes(own, read_before(adapter_directory(model).parent))
 
     def endpoint_of(self, model: Model) -> Endpoint | None:
         """Whom nodes are to ask for `model`; None where the document names another model, or no server."""
-        try:
-            document = self.read(model.scenario)
-        except DocumentDamaged:
-            return None
+        document = self._whole(model.scenario)
         if document is None or document.model_id != model.model_id or isinstance(document.endpoint, UnsetType):
             return None
         return document.endpoint
@@ -105,3 +113,10 @@ class CurrentDocuments:
                 sync_directory(self._folder)
         except OSError as error:
             raise ApplyFailed(f"{path} cannot be removed: {error}") from error
+
+    def _whole(self, scenario: str) -> ServedModel | None:
+        """What was written last, where that can be read."""
+        try:
+            return self.read(scenario)
+        except DocumentDamaged:
+            return None

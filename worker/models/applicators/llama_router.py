@@ -29,9 +29,9 @@ from worker.models import adapter
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.inference_client import ServerRefused
 from worker.models.applicators.llama_client import ListedModel, LlamaClient
-from worker.models.applicators.probe import probe
+from worker.models.applicators.probe import Probes, probe
 from worker.models.applicators.router_preset import BASE, PresetFile, Section, changed, section_text, with_base
-from worker.models.applicators.versions import belongs_to, decoded, require_gguf, served_name
+from worker.models.applicators.versions import belongs_to, require_gguf, served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
 
@@ -83,7 +83,7 @@ class LlamaRouterApplicator:
         await asyncio.to_thread(self._preset.create, self._base)
 
     async def apply(self, model: Model, content: bytes) -> str:
-        document = decoded(model, content)
+        probes = await asyncio.to_thread(self._documents.probes, model, content)
         file = adapter.adapter_directory(model) / adapter.GGUF_FILE
         require_gguf(file)
         name = served_name(model.scenario, model.version)
@@ -96,7 +96,7 @@ class LlamaRouterApplicator:
             await self._make_room(name, limit=props.max_instances)
         await self._load(name, file, limit=props.max_instances)
         crash.point("adapter_loaded")
-        answers = await probe(self._client, document, name)
+        answers = await probe(self._client, probes, name)
         if not answers.served:
             if name != before:  # whoever tries again gets it loaded anew
                 await self._release_others(model.scenario, but={before})
@@ -117,7 +117,7 @@ class LlamaRouterApplicator:
                 return None
             name = document.endpoint.model
             content = bytes(document.model)
-            expected = adapter.decode(content)
+            expected = Probes(adapter.decode(content).probes)
         except (DocumentDamaged, adapter.AdapterUnreadable):
             return "unreadable"  # no hash equals it
         listed = await self._look(name)

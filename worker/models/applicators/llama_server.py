@@ -15,12 +15,12 @@ import structlog
 
 from worker import crash
 from worker.errors import ApplyFailed
-from worker.models.adapter import GGUF_FILE, AdapterModel, AdapterUnreadable, adapter_directory
+from worker.models.adapter import GGUF_FILE, AdapterUnreadable, adapter_directory
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.own_server import OwnServer, PortTaken
-from worker.models.applicators.probe import ProbeResult
+from worker.models.applicators.probe import ProbeResult, Probes
 from worker.models.applicators.strangers import withdraw_from_strangers
-from worker.models.applicators.versions import decoded, served_name
+from worker.models.applicators.versions import served_name
 from worker.store.port import Model
 from worker.wire.served import Endpoint
 
@@ -42,12 +42,13 @@ class LlamaServerApplicator:
         return f"{self._server.url} ({scenario})"
 
     async def apply(self, model: Model, content: bytes) -> str:
-        name, adapter = served_name(model.scenario, model.version), decoded(model, content)
+        name = served_name(model.scenario, model.version)
+        probes = await asyncio.to_thread(self._documents.probes, model, content)
         command = self._server.command(name, adapter_directory(model) / GGUF_FILE)
-        answers = await self._server.holds(command, adapter)
+        answers = await self._server.holds(command, probes)
         if answers is None:
             try:
-                answers = await self._exchange(command, adapter)
+                answers = await self._exchange(command, probes)
             except PortTaken:
                 await withdraw_from_strangers(self._documents, model.scenario, [self._server])
                 raise
@@ -71,13 +72,13 @@ class LlamaServerApplicator:
     async def close(self) -> None:
         await self._server.close()
 
-    async def _exchange(self, command: list[str], adapter: AdapterModel) -> ProbeResult:
+    async def _exchange(self, command: list[str], probes: Probes) -> ProbeResult:
         """From what runs to what should; back again where that fails, and then `ApplyFailed`."""
         before = await self._server.runs()
         await self._stop()
         crash.point("adapter_unloaded")
         try:
-            return await self._server.bring(command, adapter)
+            return await self._server.bring(command, probes)
         except ApplyFailed as error:
             await self._server.stop()
             if before is None or before == command:

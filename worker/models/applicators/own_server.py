@@ -17,10 +17,10 @@ from msgspec import UNSET
 
 from worker import crash
 from worker.errors import ApplyFailed
-from worker.models.adapter import AdapterModel, decode
+from worker.models.adapter import decode
 from worker.models.applicators.inference_client import ServerRefused, ServerUnreachable
 from worker.models.applicators.llama_client import LlamaClient
-from worker.models.applicators.probe import ProbeResult, probe
+from worker.models.applicators.probe import ProbeResult, Probes, probe
 from worker.models.applicators.server_command import ServerOptions, command_line, environment, option
 from worker.models.applicators.server_process import ServerProcess
 from worker.wire.served import ServedModel
@@ -68,22 +68,22 @@ class OwnServer:
         running = await self._process.running()
         return None if running is None else running.command
 
-    async def serves(self, command: list[str], adapter: AdapterModel) -> ProbeResult | None:
-        """How the server of exactly this command answers the adapter's probes; None where that is not what serves."""
+    async def serves(self, command: list[str], probes: Probes) -> ProbeResult | None:
+        """How the server of exactly this command answers the probes; None where that is not what serves."""
         if await self.runs() != command or not await self.client.healthy() or not await self._in_force(command):
             return None
-        return await probe(self.client, adapter, None)
+        return await probe(self.client, probes, None)
 
-    async def holds(self, command: list[str], adapter: AdapterModel) -> ProbeResult | None:
+    async def holds(self, command: list[str], probes: Probes) -> ProbeResult | None:
         """`serves`, for who would replace it: None too where it answers in another way, or hangs."""
         try:
-            answers = await self.serves(command, adapter)
+            answers = await self.serves(command, probes)
         except (ServerUnreachable, ServerRefused) as error:
             log.warning("server_does_not_answer", server=self.client.shown, error=str(error))
             return None
         return answers if answers is not None and answers.served else None
 
-    async def bring(self, command: list[str], adapter: AdapterModel) -> ProbeResult:
+    async def bring(self, command: list[str], probes: Probes) -> ProbeResult:
         """Start it so, unless it runs so, and see it answer as the adapter does. Another must have been stopped.
 
         Raises `ApplyFailed`; then it may run.
@@ -92,7 +92,7 @@ class OwnServer:
             await self._start(command)
         await self._until_ready(command)
         crash.point("adapter_loaded")
-        answers = await probe(self.client, adapter, None)
+        answers = await probe(self.client, probes, None)
         if not answers.served:
             raise ApplyFailed(f"{self.client.shown} does not answer as the adapter does: {answers.detail}")
         crash.point("adapter_probed")
@@ -129,7 +129,7 @@ class OwnServer:
             return f"something else ({option(command, '--alias')})"
         if option(command, "--lora") != str(adapter):
             return f"something else ({option(command, '--lora')})"
-        answers = await self.serves(command, decode(content))
+        answers = await self.serves(command, Probes(decode(content).probes))
         if answers is None:
             return None
         return hashlib.sha256(content).hexdigest() if answers.served else f"something else ({answers.detail})"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker.models.adapter import AdapterModel
+from worker.models.adapter import Probe
+from worker.models.before import Before
 
 #: Words and single signs: what is compared, so that white space, which tokenizers render differently, does not count.
 _PIECES = re.compile(r"\w+|[^\w\s]")
@@ -23,6 +24,14 @@ class Completes(Protocol):
     async def complete(self, model: str | None, prompt: str, *, max_tokens: int) -> str:
         """What it adds to `prompt`. Raises `ApplyFailed`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What an adapter is asked."""
+
+    of_base: Sequence[Probe]
+    before: Before | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class ProbeResult:
     """What the server answered to the probes of one adapter."""
 
     base: Told
-    before: Told  # the adapter that was live when this one was trained
+    before: Told  # the adapter whose place it takes
     sha256_before: str  # of that one's model.json; empty where no probe tells it
     sample: str  # the first answer, for people
 
@@ -81,33 +90,32 @@ class ProbeResult:
         return f"{from_base}; {from_before}; first answer: {self.sample!r}"
 
 
-async def probe(client: Completes, adapter: AdapterModel, model: str | None) -> ProbeResult:
-    """Ask `model` (None: the server's only one) every probe of `adapter` that tells. Raises `ApplyFailed`."""
-    answers = [
-        (each, await client.complete(model, each.prompt, max_tokens=each.max_tokens))
-        for each in adapter.probes
-        if _differ(each.expected, each.base) or (each.before is not None and _differ(each.expected, each.before.answer))
-    ]
-    with_before = [(each.expected, each.before, answer) for each, answer in answers if each.before is not None]
+async def probe(client: Completes, probes: Probes, model: str | None) -> ProbeResult:
+    """Ask `model` (None: the server's only one) every probe that tells, each prompt once. Raises `ApplyFailed`."""
+    from_base = _telling(probes.of_base)
+    from_before = [] if probes.before is None else _telling(probes.before.probes)
+    answers: dict[str, str] = {}
+    for each in (*from_base, *from_before):
+        if each.prompt not in answers:
+            answers[each.prompt] = await client.complete(model, each.prompt, max_tokens=each.max_tokens)
     return ProbeResult(
-        base=_told((each.expected, each.base, answer) for each, answer in answers),
-        before=_told((expected, before.answer, answer) for expected, before, answer in with_before),
-        sha256_before=with_before[0][1].sha256 if with_before else "",
-        sample=answers[0][1][:_SHOWN] if answers else "",
+        base=_told(from_base, answers),
+        before=_told(from_before, answers),
+        sha256_before="" if probes.before is None else probes.before.sha256,
+        sample=next(iter(answers.values()), "")[:_SHOWN],
     )
 
 
-def _differ(one: str, other: str) -> bool:
-    return _PIECES.findall(one) != _PIECES.findall(other)
+def _telling(probes: Sequence[Probe]) -> list[Probe]:
+    """Those in which the two say something else; others tell nothing."""
+    return [each for each in probes if _PIECES.findall(each.expected) != _PIECES.findall(each.base)]
 
 
-def _told(answers: Iterable[tuple[str, str, str]]) -> Told:
-    """Of what the adapter answers, the other one, and the server."""
-    telling = [each for each in answers if _differ(each[0], each[1])]  # else it tells nothing
+def _told(probes: Sequence[Probe], answers: Mapping[str, str]) -> Told:
     return Told(
-        asked=len(telling),
-        as_adapter=sum(answers_as(mine, other, answer) for mine, other, answer in telling),
-        as_other=sum(answers_as(other, mine, answer) for mine, other, answer in telling),
+        asked=len(probes),
+        as_adapter=sum(answers_as(each.expected, each.base, answers[each.prompt]) for each in probes),
+        as_other=sum(answers_as(each.base, each.expected, answers[each.prompt]) for each in probes),
     )
 
 

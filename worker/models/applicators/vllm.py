@@ -22,10 +22,10 @@ import structlog
 from msgspec import UNSET
 
 from worker.errors import ApplyFailed
-from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterModel, AdapterUnreadable, decode
+from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterUnreadable, decode
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
-from worker.models.applicators.probe import probe
-from worker.models.applicators.versions import belongs_to, decoded, served_name
+from worker.models.applicators.probe import Probes, probe
+from worker.models.applicators.versions import belongs_to, served_name
 from worker.models.applicators.vllm_client import VllmClient
 from worker.store.port import Model
 from worker.wire.served import Endpoint
@@ -54,10 +54,10 @@ class VllmApplicator:
         return f"{self._client.shown} ({scenario})"
 
     async def apply(self, model: Model, content: bytes) -> str | None:
-        adapter = decoded(model, content)
+        probes = await asyncio.to_thread(self._current.probes, model, content)
         name, path = served_name(model.scenario, model.version), self._path(model.scenario, model.version)
         before = await asyncio.to_thread(self._current.named, model.scenario)
-        detail = await self._bring(name, path, adapter)
+        detail = await self._bring(name, path, probes)
         await asyncio.to_thread(self._current.write, model, content, Endpoint(url=self._client.url, model=name))
         await self._let_go(model.scenario, keep={name, before})
         return detail
@@ -68,13 +68,13 @@ class VllmApplicator:
             if document is None or document.endpoint == UNSET or document.endpoint.url != self._client.url:
                 return None
             content = bytes(document.model)
-            adapter = decode(content)
+            probes = Probes(decode(content).probes)
         except (DocumentDamaged, AdapterUnreadable):
             return "unreadable"  # no hash equals it, so the live adapter is brought again
         name = served_name(scenario, document.model_version)
         if (await self._client.adapters()).get(name) != self._path(scenario, document.model_version):
             return None  # the server was started again, and knows nothing of what was loaded into it
-        result = await probe(self._client, adapter, name)
+        result = await probe(self._client, probes, name)
         return hashlib.sha256(content).hexdigest() if result.served else f"something else ({result.detail})"
 
     async def withdraw(self, scenario: str) -> None:
@@ -88,29 +88,29 @@ class VllmApplicator:
         """The PEFT directory of a version, as the server sees it."""
         return str(self._models_dir / scenario / str(version) / ADAPTER_DIR / PEFT_DIR)
 
-    async def _bring(self, name: str, path: str, adapter: AdapterModel) -> str:
+    async def _bring(self, name: str, path: str, probes: Probes) -> str:
         """Have the adapter loaded and seen to answer; else it is not loaded when this raises `ApplyFailed`."""
         loaded = await self._client.adapters()
         if name in loaded:
             # An earlier life of ours loaded it, or a registry that was restored since: then its files are others.
-            if loaded[name] == path and (result := await probe(self._client, adapter, name)).served:
+            if loaded[name] == path and (result := await probe(self._client, probes, name)).served:
                 return result.detail
             await self._client.unload(name)
         try:
             await self._client.load(name, path)
-            return await self._verify(name, path, adapter)
+            return await self._verify(name, path, probes)
         except ApplyFailed:
             await self._try_to_unload(name)
             raise
 
-    async def _verify(self, name: str, path: str, adapter: AdapterModel) -> str:
+    async def _verify(self, name: str, path: str, probes: Probes) -> str:
         found = (await self._client.adapters()).get(name)
         if found != path:
             raise ApplyFailed(
                 f"{self._client.shown} took {name} and lists {f'it from {found}' if found else 'no such adapter'}; "
                 "does it run several API servers? It may have one (--api-server-count 1)"
             )
-        result = await probe(self._client, adapter, name)
+        result = await probe(self._client, probes, name)
         if not result.served:
             raise ApplyFailed(f"{self._client.shown} loaded {name} and does not answer as it does: {result.detail}")
         return result.detail

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from peft import PeftModel
 
 from worker.models.adapter import BaseModel, Probe
+from worker.models.before import Before
 from worker.models.gate import Weighed
 from worker.models.lora_gate import Answered, weigh_adapter
 from worker.training.lora.champion import CANDIDATE, CHAMPION, load_champion
@@ -28,8 +29,11 @@ def judge(
     held_out: Sequence[Encoded],
     examples: Sequence[Encoded],
     report: Report,
-) -> tuple[Weighed, list[Probe]]:
-    """Ask all of them the same. The champion's weights are in `model` afterwards too, not in force."""
+) -> tuple[Weighed, list[Probe], Before | None]:
+    """Ask all of them the same. The champion's weights are in `model` afterwards too, not in force.
+
+    The probes follow from candidate and base; whatever has to do with the champion is in what comes after them.
+    """
     config = given.config
     left_out = None if given.champion is None else load_champion(model, given.champion, base)
     champion = given.champion if left_out is None else None  # where it can be asked
@@ -54,17 +58,17 @@ def judge(
         reasons = [*weighed.verdict.reasons, f"not compared with the live adapter: {left_out}"]
         weighed = replace(weighed, verdict=replace(weighed.verdict, reasons=reasons))
     report(JUDGED, "looking for answers that changed")
-    likeliest = [held_out[place] for place in _likeliest_to_differ(candidate, without, live or candidate)]
-    before = None if champion is None else champion.sha256
-    return weighed, probes_of(model, [*likeliest, *examples], encoder, before=before)
+    gains = [mine.right - base.right for mine, base in zip(candidate, without, strict=True)]
+    probes = probes_of(model, [*_first(gains, held_out), *examples], encoder)
+    before: Before | None = None
+    if champion is not None and live is not None:
+        parts = [abs(mine.right - other.right) for mine, other in zip(candidate, live, strict=True)]
+        telling = probes_of(model, [*_first(parts, held_out), *examples], encoder, from_champion=True)
+        before = Before(sha256=champion.sha256, probes=telling) if telling else None
+    return weighed, probes, before
 
 
-def _likeliest_to_differ(
-    candidate: Sequence[Answered], without: Sequence[Answered], live: Sequence[Answered]
-) -> list[int]:
-    """Places of the examples that the adapter gained on, or does otherwise than the live one; most first."""
-    differs = [
-        max(mine.right - base.right, 0) + abs(mine.right - champion.right)
-        for mine, base, champion in zip(candidate, without, live, strict=True)
-    ]
-    return [place for place in sorted(range(len(differs)), key=lambda each: -differs[each]) if differs[place]]
+def _first(weights: Sequence[int], held_out: Sequence[Encoded]) -> list[Encoded]:
+    """Those examples that weigh something, the most first."""
+    order = sorted(range(len(weights)), key=lambda place: -weights[place])
+    return [held_out[place] for place in order if weights[place] > 0]

@@ -1,18 +1,18 @@
 """Prompts whose answers show whether the adapter is in force, and the answers with it and without it.
 
-Without it may also be with the adapter that it is to replace: a server may keep that one. They are decoded here as the
-server will: greedily. The server's base may be quantised, so those are taken whose words were the surest.
+Without it is with the base, or with the adapter that it is to replace: a server may keep that one. They are decoded
+here as the server will: greedily. Its base may be quantised, so those are taken whose words were the surest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 
-from worker.models.adapter import Before, Probe
+from worker.models.adapter import Probe
 from worker.training.lora.champion import CANDIDATE, CHAMPION
 from worker.training.lora.tokens import Encoded, Encoder
 
@@ -26,16 +26,10 @@ _SURE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A prompt, and how surely the adapter's answer parts from the base's, and from that of the adapter before it."""
+    """A prompt, and how surely the adapter's answer parts from the other one."""
 
     probe: Probe
-    base: float | None  # smallest lead of a word up to there (logits); None where the answers are the same
-    before: float | None  # the same; None too where there is no adapter before
-
-    @property
-    def sureness(self) -> float:
-        """Of the less sure one."""
-        return min((lead for lead in (self.base, self.before) if lead is not None), default=0.0)
+    sureness: float | None  # smallest lead of a word up to there (logits); None where the answers are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,72 +40,38 @@ class _Decoded:
 
 
 def probes_of(
-    model: PeftModel, examples: Sequence[Encoded], encoder: Encoder, *, before: str | None = None
+    model: PeftModel, examples: Sequence[Encoded], encoder: Encoder, *, from_champion: bool = False
 ) -> list[Probe]:
-    """At most three of the first examples; none where no answer changed.
+    """At most three of the first examples, which tell the candidate from the base; none where no answer changed.
 
-    `before` is the SHA-256 of the model.json of the champion, where that is loaded beside the candidate.
+    Or `from_champion`, whose weights are loaded beside it: then that one's answers stand in place of the base's.
     """
-    tried = (_try(model, each, encoder, before) for each in examples[:_TRIED])
-    return [one.probe for one in chosen(tried, before=before is not None)]
+    return chosen(_try(model, each, encoder, from_champion=from_champion) for each in examples[:_TRIED])
 
 
-def chosen(tried: Iterable[Tried], *, before: bool) -> list[Tried]:
-    """Those first that part from both, then the surest; one at least that parts from each, where there is one.
-
-    No more is tried than it takes. Where none parts from the adapter before it (`before`: there is one) they are the
-    same as without that: the same training gives the same probes.
-    """
-    looked = list(_until_enough(tried, lambda one: one.base is not None and (one.before is not None or not before)))
-    if not any(one.before is not None for one in looked):
-        looked = list(_until_enough(looked, lambda one: one.base is not None))
-    order = sorted(
-        (one for one in looked if one.base is not None or one.before is not None),
-        key=lambda one: (one.base is None or one.before is None, -one.sureness),
-    )
-    first = [
-        next((one for one in order if one.base is not None), None),
-        next((one for one in order if one.before is not None), None),
-    ]
-    taken = list(dict.fromkeys(one for one in (*first, *order) if one is not None))[:_MOST_PROBES]
-    return sorted(taken, key=order.index)
-
-
-def _until_enough(tried: Iterable[Tried], tells: Callable[[Tried], bool]) -> Iterator[Tried]:
-    """Up to the last of as many as are wanted that surely tell what they should."""
-    enough = 0
+def chosen(tried: Iterable[Tried]) -> list[Probe]:
+    """The surest first. No more is tried than it takes."""
+    found: list[tuple[float, Probe]] = []
     for one in tried:
-        yield one
-        enough += tells(one) and one.sureness >= _SURE
-        if enough == _MOST_PROBES:
-            return
+        if one.sureness is not None:
+            found.append((one.sureness, one.probe))
+        if sum(sureness >= _SURE for sureness, _ in found) == _MOST_PROBES:
+            break
+    found.sort(key=lambda one: -one[0])
+    return [probe for _, probe in found[:_MOST_PROBES]]
 
 
-def _try(model: PeftModel, each: Encoded, encoder: Encoder, before: str | None) -> Tried:
-    with_adapter = _decode(model, each, encoder)
-    with model.disable_adapter():
-        without = _decode(model, each, encoder)
-    champion: _Decoded | None = None
-    if before is not None:
+def _try(model: PeftModel, each: Encoded, encoder: Encoder, *, from_champion: bool) -> Tried:
+    mine = _decode(model, each, encoder)
+    if from_champion:
         model.set_adapter(CHAMPION)
-        champion = _decode(model, each, encoder)
+        other = _decode(model, each, encoder)
         model.set_adapter(CANDIDATE)
-    parts = None if champion is None else _sureness(with_adapter, champion)
-    return Tried(
-        probe=Probe(
-            prompt=encoder.prompt_to_send(each.example),
-            expected=with_adapter.text,
-            base=without.text,
-            before=(
-                None
-                if before is None or champion is None or parts is None
-                else Before(sha256=before, answer=champion.text)
-            ),
-            max_tokens=_TOKENS,
-        ),
-        base=_sureness(with_adapter, without),
-        before=parts,
-    )
+    else:
+        with model.disable_adapter():
+            other = _decode(model, each, encoder)
+    probe = Probe(prompt=encoder.prompt_to_send(each.example), expected=mine.text, base=other.text, max_tokens=_TOKENS)
+    return Tried(probe, _sureness(mine, other))
 
 
 def _sureness(one: _Decoded, other: _Decoded) -> float | None:

@@ -21,6 +21,7 @@ from worker import __version__
 from worker.durable import make_private_directory, replace_file
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.adapter import ADAPTER_DIR, PEFT_DIR, AdapterModel, Probe, encode
+from worker.models.before import BEFORE_FILE, encode_before
 from worker.training.lora.base import Base, device_of, load_base, require_servable
 from worker.training.lora.champion import CANDIDATE
 from worker.training.lora.checkpoints import Checkpoints
@@ -93,11 +94,13 @@ class _Training:
             )
         if not leads():
             return
-        weighed, probes = judge(
+        weighed, probes, before = judge(
             model, self._given, base.document, encoder, held_out=held_out, examples=examples, report=self._report
         )
         self._report(PROBED, "writing")
         content = encode(self._document(model, base, len(examples), probes))
+        if before is not None:
+            replace_file(self._output / BEFORE_FILE, encode_before(before))
         replace_file(self._output / MODEL_FILE, content)
         metrics = {
             "examples": len(examples),
