@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import structlog
 
 from worker.errors import ApplyFailed
-from worker.models.applicators.port import Applicator
+from worker.models.applicators.port import Applicator, OwnServerSilent
 from worker.models.health_window import HealthWindow
 from worker.models.registry import Registry
 from worker.store.port import Model, ModelKind
@@ -33,6 +33,8 @@ class Serving:
         self._applicators = dict(applicators)
         self._health_window = health_window
         self._endpoint_of = endpoint_of
+        #: Scenarios whose server gave no answer at the last look.
+        self._silent: set[str] = set()
 
     @property
     def kinds(self) -> list[ModelKind]:
@@ -78,10 +80,23 @@ class Serving:
             await applicator.withdraw(scenario)
 
     async def served(self, scenario: str, kind: ModelKind) -> str | None:
-        """SHA-256 of what is served; None where it is no model."""
+        """SHA-256 of what is served; None where it is no model.
+
+        None too at the second look in a row at which a server of ours is silent. At the first it may only be paused,
+        and to start it anew would cost its requests.
+        """
         applicator = self.applicator(kind)
-        with _faults_as_failures(applicator):
-            return await applicator.served(scenario)
+        silent_before = scenario in self._silent
+        self._silent.discard(scenario)
+        try:
+            with _faults_as_failures(applicator):
+                return await applicator.served(scenario)
+        except OwnServerSilent as error:
+            if not silent_before:
+                self._silent.add(scenario)
+                raise
+            log.warning("server_still_silent", scenario=scenario, error=str(error))
+            return None
 
     async def endpoint(self, model: Model) -> Endpoint | None:
         """Whom nodes ask for an adapter; None for a model of another kind."""

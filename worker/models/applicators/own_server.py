@@ -20,6 +20,7 @@ from worker.errors import ApplyFailed
 from worker.models.adapter import decode
 from worker.models.applicators.inference_client import ServerRefused, ServerUnreachable
 from worker.models.applicators.llama_client import LlamaClient
+from worker.models.applicators.port import OwnServerSilent
 from worker.models.applicators.probe import ProbeResult, Probes, probe
 from worker.models.applicators.server_command import ServerOptions, command_line, environment, option
 from worker.models.applicators.server_process import ServerProcess
@@ -69,8 +70,11 @@ class OwnServer:
         return None if running is None else running.command
 
     async def serves(self, command: list[str], probes: Probes) -> ProbeResult | None:
-        """How the server of exactly this command answers the probes; None where that is not what serves."""
-        if await self.runs() != command or not await self.client.healthy() or not await self._in_force(command):
+        """How the server of exactly this command answers the probes; None where that is not what serves.
+
+        Raises `OwnServerSilent` where its process runs and says nothing.
+        """
+        if await self.runs() != command or not await self._healthy() or not await self._in_force(command):
             return None
         return await probe(self.client, probes, None)
 
@@ -78,7 +82,7 @@ class OwnServer:
         """`serves`, for who would replace it: None too where it answers in another way, or hangs."""
         try:
             answers = await self.serves(command, probes)
-        except (ServerUnreachable, ServerRefused) as error:
+        except (OwnServerSilent, ServerUnreachable, ServerRefused) as error:
             log.warning("server_does_not_answer", server=self.client.shown, error=str(error))
             return None
         return answers if answers is not None and answers.served else None
@@ -206,6 +210,16 @@ class OwnServer:
             raise ApplyFailed(
                 f"{self.client.shown} was not ready within {self._start_seconds:g} s; see {self._process.log_file}"
             ) from None
+
+    async def _healthy(self) -> bool:
+        """As the client's, but silence is no answer: a machine that is suspended or swaps pauses its processes."""
+        try:
+            await self.client.ask("GET", "/health", attempts=1)
+        except ServerRefused:  # it loads its model
+            return False
+        except ServerUnreachable as error:
+            raise OwnServerSilent(str(error)) from error
+        return True
 
     async def _in_force(self, command: list[str]) -> bool:
         """Whether what answers has this adapter alone, and nobody has scaled it down by POST /lora-adapters.

@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, Raw
 
+from worker.errors import ApplyFailed
 from worker.store.port import Model
 from worker.wire.served import Endpoint, ServedModel
 
@@ -19,6 +20,10 @@ def served_document(model: Model, content: bytes, endpoint: Endpoint | None = No
         endpoint=UNSET if endpoint is None else endpoint, uri=model.uri if model.kind == "lora" else UNSET,
     )  # fmt: skip
     return msgspec.json.encode(document)
+
+
+class OwnServerSilent(ApplyFailed):
+    """The process of a server that we started runs and gives no answer: paused for a moment, or hanging for good."""
 
 
 class Applicator(Protocol):
@@ -44,7 +49,7 @@ class Applicator(Protocol):
     async def served(self, scenario: str) -> str | None:
         """SHA-256 (hex) of the model.json that is served now, found by looking; None where none is.
 
-        Raises `ApplyFailed` where it cannot be told.
+        Raises `ApplyFailed` where it cannot be told, `OwnServerSilent` where to bring the model again would help.
         """
         ...
 
