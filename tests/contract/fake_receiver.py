@@ -19,6 +19,7 @@ class FakeReceiver(FakeServer):
         self.refuses = False
         self.names_endpoint = True
         self.endpoint_url: str | None = None
+        self.endpoint_down = False
         self.stuck = False
         self.kinds: set[str] = set()
         #: SHA-256 and answer, by scenario.
@@ -61,5 +62,7 @@ class FakeReceiver(FakeServer):
         return web.Response(text="thanks")
 
     async def _complete(self, request: web.Request) -> web.Response:
+        if self.endpoint_down:
+            return web.Response(status=503)
         name = (await request.json())["model"]
         return web.json_response({"choices": [{"text": self.served[name][1]}]})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from tests.contract.adapter_building import register
+from tests.contract.adapter_building import BASE_ANSWER, register
 from tests.contract.fake_receiver import FakeReceiver
 from worker.client.adapters import AdapterPointer
 from worker.errors import ApplyFailed
@@ -151,3 +151,21 @@ async def test_a_receiver_that_keeps_the_old_one_is_refused(
     current = AdapterPointer(tmp_path, "S").current()
     assert current is not None
     assert current.version == 1
+
+
+async def test_an_endpoint_that_answers_otherwise_later_or_not_at_all_is_seen(
+    applicator: AdapterWebhookApplicator, receiver: FakeReceiver, tmp_path: Path
+) -> None:
+    """The receiver vouches for it all the while; neither health window nor keeper looked there again."""
+    one = register(tmp_path, 1)
+    await applicator.apply(one.model, one.content)
+    receiver.served["S"] = (one.model.sha256, BASE_ANSWER)
+    assert str(await applicator.served("S")).startswith("something else (0 of 1 probes")
+    receiver.endpoint_down = True
+    with pytest.raises(ApplyFailed, match="HTTP 503"):
+        await applicator.served("S")
+    receiver.endpoint_down = False
+    await applicator.apply(one.model, one.content)
+    assert await applicator.served("S") == one.model.sha256
+    receiver.api_key = "theirs"
+    assert await applicator.served("S") == one.model.sha256

@@ -2,7 +2,8 @@
 
 The receiver gets the document of the adapter, whose `uri` says where its files lie, and answers as `webhook` says. If
 it names the endpoint at which it serves the adapter, that is probed, and nodes find it in the scenario's document. One
-that it names later, in an answer to GET, takes its place.
+that it names later, in an answer to GET, takes its place. It is probed again at each look, once a minute: at most three
+short completions.
 """
 
 # ruff: noqa: D102 - the methods are the port's, documented there
@@ -14,11 +15,15 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from msgspec import UNSET
+
 from worker.errors import ApplyFailed
+from worker.models.adapter import AdapterUnreadable, decode
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.inference_client import InferenceClient, ServerRefused
-from worker.models.applicators.probe import probe
+from worker.models.applicators.probe import ProbeResult, Probes, probe
 from worker.models.applicators.webhook import WebhookApplicator
+from worker.redaction import redact
 from worker.store.port import Model
 from worker.wire.served import Endpoint
 
@@ -63,7 +68,14 @@ class AdapterWebhookApplicator:
             or named not in (None, document.endpoint)  # the receiver has moved it
         ):
             return "an adapter of which nodes are told nothing, or something else"
-        return served
+        if document.endpoint == UNSET:
+            return served
+        try:
+            probes = Probes(decode(bytes(document.model)).probes)
+        except AdapterUnreadable:
+            return "unreadable"
+        answers = await _answers(document.endpoint, probes)
+        return served if answers is None or answers.served else f"something else ({answers.detail})"
 
     async def withdraw(self, scenario: str) -> None:
         await asyncio.to_thread(self._current.remove, scenario)
@@ -81,16 +93,23 @@ class AdapterWebhookApplicator:
                 f"{self.target(model.scenario)} names an endpoint with a user or password in its URL; "
                 "let the receiver leave them out, and give nodes their key another way"
             )
-        client = InferenceClient(endpoint.url, None, setting="the endpoint in the receiver's answer")
-        try:
-            probes = await asyncio.to_thread(self._current.probes, model, content)
-            result = await probe(client, probes, endpoint.model)
-        except ServerRefused as error:
-            if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                return f"{client.shown} wants a key, which is not ours: no answer was compared"
-            raise
-        finally:
-            await client.close()
-        if not result.served:
-            raise ApplyFailed(f"{client.shown} does not answer as {endpoint.model} does: {result.detail}")
-        return result.detail
+        answers = await _answers(endpoint, await asyncio.to_thread(self._current.probes, model, content))
+        shown = redact(endpoint.url)
+        if answers is None:
+            return f"{shown} wants a key, which is not ours: no answer was compared"
+        if not answers.served:
+            raise ApplyFailed(f"{shown} does not answer as {endpoint.model} does: {answers.detail}")
+        return answers.detail
+
+
+async def _answers(endpoint: Endpoint, probes: Probes) -> ProbeResult | None:
+    """How the endpoint answers; None where it wants a key, which is not ours. Raises `ApplyFailed`."""
+    client = InferenceClient(endpoint.url, None, setting="the endpoint in the receiver's answer")
+    try:
+        return await probe(client, probes, endpoint.model)
+    except ServerRefused as error:
+        if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return None
+        raise
+    finally:
+        await client.close()
