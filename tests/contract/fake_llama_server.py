@@ -36,6 +36,7 @@ class FakeLlamaServer(FakeServer):
         self.go_on.set()
         self._ran: set[str] = set()
         self._ready = False
+        self._answer = BASE_ANSWER
         self._scale = 1.0
         self._tasks = -1
         self._requests: set[asyncio.Task[object]] = set()
@@ -73,7 +74,12 @@ class FakeLlamaServer(FakeServer):
             await self.stop()
         else:
             self._ran.add(adapter)
+            self._answer = self._with(Path(adapter))
             self._ready = True
+
+    def _with(self, adapter: Path) -> str:
+        """A stranger's may be nowhere."""
+        return self.answer_with(adapter) if adapter.exists() else BASE_ANSWER
 
     async def stop(self) -> None:
         """The end of the process, by whoever."""
@@ -118,7 +124,7 @@ class FakeLlamaServer(FakeServer):
             assert request.transport is not None
             request.transport.abort()
             return web.Response(status=500)
-        text = self.answer_with(Path(self.option("--lora"))) if self._scale else BASE_ANSWER
+        text = self._answer if self._scale else BASE_ANSWER
         return web.json_response({"choices": [{"index": 0, "text": text, "finish_reason": "stop"}]})
 
 

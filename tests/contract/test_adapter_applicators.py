@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,6 +207,21 @@ async def test_where_what_tells_it_from_the_one_before_is_lost_or_damaged_it_is_
     detail = str(await applicator.apply(two.model, two.content))
     assert detail.startswith("1 of 1 probes answered as with the adapter, 0 as without it; no probe tells it from")
     assert await applicator.served("S") == two.model.sha256
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["older document", "no document"])
+async def test_a_version_number_that_is_given_again_is_served_with_the_weights_that_it_has_now(
+    world: AdapterWorld, applicator: Applicator, tmp_path: Path, lost: bool
+) -> None:
+    """The store was restored while the server lived on; and the new answer begins as the old one, so no probe tells."""
+    old = register(tmp_path, 1, answer="go up")
+    await applicator.apply(old.model, old.content)
+    new = register(tmp_path, 1, answer="go up again")
+    if lost:
+        shutil.rmtree(tmp_path / "current", ignore_errors=True)
+    await applicator.apply(new.model, new.content)
+    assert await world.answer("S") == new.answer
+    assert await applicator.served("S") == new.model.sha256
 
 
 async def test_an_adapter_without_probes_is_applied(

@@ -21,7 +21,7 @@ from worker.models.adapter import GGUF_FILE, AdapterUnreadable, adapter_director
 from worker.models.applicators.endpoint import CurrentDocuments, DocumentDamaged
 from worker.models.applicators.own_server import OwnServer, PortTaken
 from worker.models.applicators.probe import ProbeResult, Probes
-from worker.models.applicators.server_state import Colour, Pair, ServerState, other
+from worker.models.applicators.server_state import Colour, Pair, ServerState
 from worker.models.applicators.strangers import withdraw_from_strangers
 from worker.models.applicators.versions import served_name
 from worker.store.port import Model
@@ -68,7 +68,8 @@ class BlueGreenApplicator:
         try:
             pair = await self.state(model.scenario)
             active = self._servers[pair.active]
-            answers = await active.holds(active.command(name, file), probes)
+            known = await asyncio.to_thread(self._documents.knows, model)
+            answers = await active.holds(active.command(name, file), probes) if known else None
             if answers is None:
                 self._pair = pair.starting()
                 answers = await self._start(pair.standby, name, file, probes)
@@ -111,8 +112,7 @@ class BlueGreenApplicator:
         """Raises `ApplyFailed` where the adapter is no good; its server is stopped then."""
         server = self._servers[colour]
         command = server.command(name, file)
-        if await server.runs() != command:  # else an earlier life of ours started it and got no further
-            await self._end(colour)
+        await self._end(colour)
         try:
             return await server.bring(command, probes)
         except ApplyFailed:
@@ -146,8 +146,8 @@ class BlueGreenApplicator:
         return next((colour for colour, server in self._servers.items() if server.url == endpoint.url), None)
 
     async def _found(self, colour: Colour | None) -> Pair:
-        """Where nobody is named yet, green counts as the active one that is down, so that blue is started first."""
+        """Where nobody is named it is blue that runs, or green, if only as one that is down: blue is started first."""
         if colour is None:
-            return Pair(ServerState.DOWN, other("blue"))
+            colour = "green" if await self._servers["blue"].runs() is None else "blue"
         runs = await self._servers[colour].runs() is not None
         return Pair(ServerState.ACTIVE if runs else ServerState.DOWN, colour)

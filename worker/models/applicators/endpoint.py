@@ -7,6 +7,7 @@ after the server was seen to answer as the adapter does.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ class CurrentDocuments:
         self._folder = data_dir.resolve() / "current"
         self._files = ModelFiles(data_dir)
         self._ending = ".json" if kind == "offline" else ".lora.json"
+        self._written: dict[tuple[str, int], str] = {}  # SHA-256 of the content that a version had, in our own life
 
     def path(self, scenario: str) -> Path:
         """The file of a scenario; ValueError for a scenario that is no slug."""
@@ -64,6 +66,7 @@ class CurrentDocuments:
             raise ApplyFailed(
                 f"{path} cannot be written: {error}; free space or fix the rights of SWARM_DATA_DIR"
             ) from error
+        self._written[model.scenario, model.version] = model.sha256
 
     def read(self, scenario: str) -> ServedModel | None:
         """What was written last; None where nothing was. Raises `DocumentDamaged`: the next `write` replaces it."""
@@ -84,6 +87,16 @@ class CurrentDocuments:
         """What the version is called that nodes are sent to, also by an earlier spelling of the server's address."""
         document = self._whole(scenario)
         return None if document is None else served_name(scenario, document.model_version)
+
+    def knows(self, model: Model) -> bool:
+        """Whether what a server serves under the version's name was seen to be this very content.
+
+        Else the version's number was given before, to other weights: the store was restored, and the server lived on.
+        """
+        document = self._whole(model.scenario)
+        if document is not None and document.model_version == model.version:
+            return hashlib.sha256(document.model).hexdigest() == model.sha256
+        return self._written.get((model.scenario, model.version)) == model.sha256
 
     def probes(self, model: Model, content: bytes) -> Probes:
         """What `model`, whose model.json is `content`, is asked. Raises `ApplyFailed` where that is no adapter's.

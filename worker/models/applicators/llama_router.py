@@ -90,6 +90,8 @@ class LlamaRouterApplicator:
         props = await self._client.props()
         before = await asyncio.to_thread(self._documents.named, model.scenario)
         await self._release_others(model.scenario, but={name, before})
+        if not await asyncio.to_thread(self._documents.knows, model):
+            await self._release([each for each in await self._running(model.scenario, but=()) if each == name])
         await self._put(model.scenario, Section(name, self._base, file), keep={before})
         crash.point("adapter_listed")
         if props.models_autoload:

@@ -45,7 +45,8 @@ class LlamaServerApplicator:
         name = served_name(model.scenario, model.version)
         probes = await asyncio.to_thread(self._documents.probes, model, content)
         command = self._server.command(name, adapter_directory(model) / GGUF_FILE)
-        answers = await self._server.holds(command, probes)
+        known = await asyncio.to_thread(self._documents.knows, model)
+        answers = await self._server.holds(command, probes) if known else None
         if answers is None:
             try:
                 answers = await self._exchange(command, probes)

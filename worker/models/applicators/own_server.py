@@ -88,12 +88,11 @@ class OwnServer:
         return answers if answers is not None and answers.served else None
 
     async def bring(self, command: list[str], probes: Probes) -> ProbeResult:
-        """Start it so, unless it runs so, and see it answer as the adapter does. Another must have been stopped.
+        """Start it so, and see it answer as the adapter does. What ran must have been stopped.
 
         Raises `ApplyFailed`; then it may run.
         """
-        if await self.runs() != command:
-            await self._start(command)
+        await self._start(command)
         await self._until_ready(command)
         crash.point("adapter_loaded")
         answers = await probe(self.client, probes, None)

@@ -57,7 +57,8 @@ class VllmApplicator:
         probes = await asyncio.to_thread(self._current.probes, model, content)
         name, path = served_name(model.scenario, model.version), self._path(model.scenario, model.version)
         before = await asyncio.to_thread(self._current.named, model.scenario)
-        detail = await self._bring(name, path, probes)
+        known = await asyncio.to_thread(self._current.knows, model)
+        detail = await self._bring(name, path, probes, known=known)
         await asyncio.to_thread(self._current.write, model, content, Endpoint(url=self._client.url, model=name))
         await self._let_go(model.scenario, keep={name, before})
         return detail
@@ -88,13 +89,16 @@ class VllmApplicator:
         """The PEFT directory of a version, as the server sees it."""
         return str(self._models_dir / scenario / str(version) / ADAPTER_DIR / PEFT_DIR)
 
-    async def _bring(self, name: str, path: str, probes: Probes) -> str:
-        """Have the adapter loaded and seen to answer; else it is not loaded when this raises `ApplyFailed`."""
+    async def _bring(self, name: str, path: str, probes: Probes, *, known: bool) -> str:
+        """Have the adapter loaded and seen to answer; else it is not loaded when this raises `ApplyFailed`.
+
+        `known`: if it is loaded already, then from these files; else from what the version was before a restore.
+        """
         loaded = await self._client.adapters()
         if name in loaded:
-            # An earlier life of ours loaded it, or a registry that was restored since: then its files are others.
-            if loaded[name] == path and (result := await probe(self._client, probes, name)).served:
+            if known and loaded[name] == path and (result := await probe(self._client, probes, name)).served:
                 return result.detail
+            await self._drain(name)
             await self._client.unload(name)
         try:
             await self._client.load(name, path)
