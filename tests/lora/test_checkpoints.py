@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from worker.training.lora.checkpoints import CHECKPOINT_DIR, Checkpoints
+from worker.training.lora.checkpoints import Checkpoints
+from worker.training.lora.inputs import CHECKPOINT_DIR
 
 pytestmark = pytest.mark.lora
 
