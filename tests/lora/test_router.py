@@ -169,7 +169,7 @@ async def test_an_adapter_of_another_base_is_refused_and_the_one_before_goes_on(
 
     assert await world.applicator.served("S") == one.model.sha256
     await world.applicator.apply(three.model, three.content)
-    assert {each.id for each in await world.client.models()} == {"S@1", "S@3"}
+    assert {each.id for each in await world.client.models()} == {"S@1", "S@3", "base"}
 
 
 async def test_an_adapter_that_answers_as_the_base_is_not_pointed_at(
@@ -253,5 +253,5 @@ async def test_scenarios_live_beside_each_other_and_beside_what_is_not_ours(
 
     for scenario in ("S", "S2", "S3"):
         await world.applicator.withdraw(scenario)
-    assert preset.read() == theirs
+    assert preset.read() == f"{theirs}[base]\nmodel = {base.gguf}\n\n"
     assert await world.running() == ["plain"]
