@@ -62,7 +62,9 @@ class LoraSettings(BaseSettings):
     )
     lora_python_path: Path | None = Field(None, description="Python that trains; default: the worker's own")
     lora_train_script: Path | None = Field(
-        None, description="a training script of one's own, called as PYTHON SCRIPT RUN_DIR; default: built in"
+        None,
+        description="a training script of one's own, called as PYTHON SCRIPT RUN_DIR; what it must leave is said in "
+        "deploy/README.md; default: built in",
     )
     lora_launcher: str | None = Field(
         None,

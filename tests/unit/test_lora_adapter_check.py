@@ -227,6 +227,11 @@ async def test_a_base_of_the_hub_is_looked_for_once_its_training_has_fetched_it(
         frozen.check(*adapter_with(tmp_path / "out"))
 
 
+def test_a_gguf_adapter_that_is_junk_is_named_with_the_setting_of_its_maker(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^adapter\.gguf: the file ends within its header; .*SWARM_LORA_CONVERTER"):
+        NOWHERE(*with_gguf(tmp_path / "one", b"GGUF"))
+
+
 async def test_an_adapter_that_does_not_fit_is_a_failed_run_and_no_model(tmp_path: Path) -> None:
     """A script of the operator's had its word taken for it."""
     async with opened(tmp_path) as store:

@@ -61,6 +61,34 @@ def test_how_it_failed_is_said(program: str, said: str, tmp_path: Path) -> None:
         convert(python(program), places(tmp_path), seconds=0.5)
 
 
+def test_the_line_that_a_run_keeps_of_a_failed_converter_names_the_setting_and_the_rest_is_passed_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last line of a training's words is the run's reason; all of them go to the worker's log."""
+    program = "import sys; print('INFO: reading'); print('INFO: layers'); sys.exit('unknown model type qwen9')"
+    with pytest.raises(ConversionFailed) as failed:
+        convert(python(program), places(tmp_path))
+    assert str(failed.value) == "SWARM_LORA_CONVERTER: it ended with status 1: unknown model type qwen9"
+    passed_on = capfd.readouterr().err
+    assert sorted(passed_on.splitlines()) == ["INFO: layers", "INFO: reading", "unknown model type qwen9"]
+
+
+def test_what_a_converter_said_is_passed_on_where_it_ended_well_and_no_more_than_fits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What it made may be of no use."""
+    program = "import sys; open(sys.argv[3], 'w'); print('x' * 1_000_000 + ' all layers skipped')"
+    convert(python(program), places(tmp_path))
+    passed_on = capfd.readouterr().err
+    assert passed_on.endswith("x all layers skipped\n")
+    assert len(passed_on) <= 2_001
+
+
+def test_a_converter_that_fails_without_a_word_is_said_to(tmp_path: Path) -> None:
+    with pytest.raises(ConversionFailed, match=r"status 3: it said nothing$"):
+        convert(python("import sys; sys.exit(3)"), places(tmp_path))
+
+
 def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConversionFailed, match="no-such-program cannot be started"):
         convert("no-such-program {base} {adapter} {output}", places(tmp_path))

@@ -7,19 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.test_training_child import GOOD_RESULT
 from worker.training.child import ChildEnd, ChildLauncher, Died, Finished, TrainingStep
-from worker.training.commands import lora_command, lora_environment
+from worker.training.commands import lora_command, lora_environment, own_program
 from worker.training.confined import program
+
+_LOGGED = "ended with status 1 (all that it said is in the worker's log, at trainer_ended)"
 
 
 async def start(tmp_path: Path, *, script: Path | None = None, launcher: str | None = None) -> ChildEnd:
     """Train by these settings in an empty run directory."""
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
-    command = lora_command(Path(sys.executable), script, launcher)
-    child = ChildLauncher(timeout=20, memory_mb=512, grace=0.3, command=command, environment=lora_environment)
+    child = ChildLauncher(
+        timeout=20, memory_mb=512, grace=0.3, command=lora_command(Path(sys.executable), script, launcher),
+        environment=lora_environment, program=own_program(script, launcher),
+    )  # fmt: skip
     return await child.run(run_dir, lambda _progress, _text: None)
 
 
@@ -78,6 +83,68 @@ async def test_a_launcher_that_is_not_there_names_its_setting(tmp_path: Path) ->
     assert end.detail == "SWARM_LORA_LAUNCHER: no-such-launcher cannot be started: No such file or directory"
 
 
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        ("false {command}", "ended with status 1 and said nothing on standard error; run it by hand to see why"),
+        (
+            """sh -c "echo one >&2; echo two >&2; echo ====== >&2; exit 1" {command}""",
+            f"{_LOGGED}: two",
+        ),
+        (
+            """sh -c "echo SWARM_LORA_DEVICE: no GPU >&2; echo Root Cause: >&2; exit 1" {command}""",
+            f"{_LOGGED}: SWARM_LORA_DEVICE: no GPU",
+        ),
+    ],
+    ids=["silent", "last-words", "a-setting-within"],
+)
+async def test_a_launcher_that_fails_is_named_with_its_last_words(tmp_path: Path, launcher: str, said: str) -> None:
+    """A launcher such as torchrun rules a line below the training's own words."""
+    end = await start(tmp_path, launcher=launcher)
+    assert isinstance(end, Died)
+    assert end.reason == "exit:1"
+    assert end.detail.splitlines()[-1] == f"SWARM_LORA_LAUNCHER {said}"
+
+
+async def test_what_a_training_said_is_in_the_log_however_it_ended(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        await start(tmp_path, script=script_file(tmp_path, 'sys.stderr.write("all layers skipped"); finish()'))
+    assert [entry["said"] for entry in logs if entry["event"] == "trainer_ended"] == ["all layers skipped"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "said"),
+    [
+        ("", "bad_output: FileNotFoundError", "result.json is missing in {run}; "),
+        ("sys.stderr.write('a warning')", "bad_output: FileNotFoundError", "result.json is missing in {run}; "),
+        (
+            "finish(); (run / 'model.json').unlink()", "bad_output: FileNotFoundError",
+            "model.json is missing in {run}; ",
+        ),
+        (
+            "(run / 'result.json').write_text('{')", "bad_output: DecodeError",
+            "result.json: Input data was truncated; ",
+        ),
+        ("finish(model=b'other')", "bad_output: model.json is not what result.json says", ""),
+    ],
+    ids=["nothing", "a-word", "no-model", "torn", "another"],
+)  # fmt: skip
+async def test_a_script_that_leaves_no_result_is_named_with_what_is_missing(
+    tmp_path: Path, text: str, reason: str, said: str
+) -> None:
+    """Also where it said something else last."""
+    end = await start(tmp_path, script=script_file(tmp_path, text))
+    assert isinstance(end, Died)
+    assert end.reason == reason
+    cause = said.format(run=tmp_path / "run")
+    assert end.detail.splitlines()[-1] == f"SWARM_LORA_TRAIN_SCRIPT: {cause}deploy/README.md says what it must leave"
+
+
+def test_the_program_of_ones_own_is_named_by_its_settings() -> None:
+    assert own_program(None, None) is None
+    assert own_program(Path("own.py"), "nice {command}") == "SWARM_LORA_LAUNCHER around SWARM_LORA_TRAIN_SCRIPT"
+
+
 async def test_a_proxys_password_reaches_the_downloads_and_is_not_kept_in_what_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +159,10 @@ sys.exit("ProxyError: cannot connect to " + os.environ["HTTPS_PROXY"])
 """,
     )
     end = await start(tmp_path, script=script)
-    assert end == Died("exit:1", "ProxyError: cannot connect to http://***@proxy:3128")
+    assert isinstance(end, Died)
+    assert end.reason == "exit:1"
+    assert end.detail.endswith("ProxyError: cannot connect to http://***@proxy:3128")
+    assert "canary-secret" not in end.detail
 
 
 def test_the_hub_and_the_gpu_are_found_and_no_secret_is_passed_on(

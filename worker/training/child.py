@@ -26,6 +26,7 @@ from worker.durable import make_private_directory, read_file
 from worker.learning.offline_model import MODEL_FILE
 from worker.models.files import MODEL_LIMIT
 from worker.redaction import redact
+from worker.training.last_words import ended_with
 from worker.training.limits import EXIT_DISK_FULL, EXIT_FILE_TOO_LARGE, EXIT_NOT_CONVERTED, EXIT_OUT_OF_MEMORY
 from worker.training.results import RESULT_FILE, TrainingResult, decode_result
 
@@ -175,13 +176,16 @@ class ChildLauncher:
         command: Sequence[str] = (sys.executable, "-P", "-s", "-m", "worker.training.trainer"),
         environment: Environment | None = None,
         timeout_setting: str = "SWARM_TRAINING_TIMEOUT",
+        program: str | None = None,
     ) -> None:
         """`timeout` and `grace` in seconds; `memory_mb` 0: no limit. `environment` is all that the child sees of ours.
 
         `command` is called with the run's directory and the limits behind it; see `worker.training.commands`.
+        `program`: the setting that the command is of, where it is the operator's own.
         """
         self.timeout = timeout
         self._timeout_setting = timeout_setting
+        self._program = program
         self._memory_mb = memory_mb
         self._grace = grace
         self._command = tuple(command)
@@ -223,15 +227,19 @@ class ChildLauncher:
             # Also when we are cancelled (shutdown, lease lost): no child of ours outlives its run.
             await asyncio.shield(self._end(pid, listener, transport))
         code = transport.get_returncode()
-        log.info("trainer_ended", pid=pid, returncode=code, ended_by_us=ended_by_us or None)
+        tail = listener.tail
+        log.info("trainer_ended", pid=pid, returncode=code, ended_by_us=ended_by_us or None, said=tail or None)
         if ended_by_us == "timeout":
             said = f"it took longer than {self.timeout:g} s ({self._timeout_setting})"
-            return Died(ended_by_us, f"{listener.tail}\n{said}".strip())
+            return Died(ended_by_us, f"{tail}\n{said}".strip())
         if ended_by_us:
-            return Died(ended_by_us, listener.tail)
+            return Died(ended_by_us, tail)
         if code != 0:
-            return Died(_reason(code, listener.tail), listener.tail)
-        return await asyncio.to_thread(_collect, output, listener.tail)
+            reason = _reason(code, tail)
+            if self._program is None or not reason.startswith("exit:"):
+                return Died(reason, tail)
+            return Died(reason, ended_with(self._program, code, tail))
+        return await asyncio.to_thread(_collect, output, tail, self._program)
 
     async def _end(self, pid: int, listener: _Listener, transport: asyncio.SubprocessTransport) -> None:
         """SIGTERM, a grace period, then SIGKILL for the whole process group; returns when nothing of it is left."""
@@ -293,17 +301,28 @@ def _reason(code: int | None, tail: str) -> str:
             return f"exit:{code}"
 
 
-def _collect(output_dir: Path, tail: str) -> ChildEnd:
-    """Read and check what the child left."""
+def _collect(output_dir: Path, tail: str, program: str | None) -> ChildEnd:
+    """Read and check what the child left; what is wrong with it is the last line of the detail."""
+
+    def bad(what: str, cause: str = "") -> Died:
+        said = cause
+        if program is not None:
+            said = f"{program}: {cause}{'; ' * bool(cause)}deploy/README.md says what it must leave"
+        return Died(f"bad_output: {what}", f"{tail}\n{said}".strip())
+
     try:
         result = decode_result(read_file(output_dir / RESULT_FILE, limit=_RESULT_LIMIT))
         if result.outcome == "nothing":
             return Finished(result, None)
         model = read_file(output_dir / MODEL_FILE, limit=MODEL_LIMIT)
-    except (OSError, msgspec.DecodeError, ValueError) as error:
-        return Died(f"bad_output: {type(error).__name__}", f"{error}\n{tail}".strip())
+    except FileNotFoundError as error:
+        return bad("FileNotFoundError", f"{Path(error.filename).name} is missing in {output_dir}")
+    except msgspec.DecodeError as error:
+        return bad(type(error).__name__, f"{RESULT_FILE}: {error}")
+    except (OSError, ValueError) as error:
+        return bad(type(error).__name__, str(error))
     if hashlib.sha256(model).hexdigest() != result.model_sha256:
-        return Died("bad_output: model.json is not what result.json says", tail)
+        return bad("model.json is not what result.json says")
     if result.gate is None:
-        return Died("bad_output: a model without the gate's verdict", tail)
+        return bad("a model without the gate's verdict")
     return Finished(result, model)

@@ -22,8 +22,7 @@ _PASSED_ON = (
 def lora_command(python: Path | None, script: Path | None, launcher: str | None) -> tuple[str, ...]:
     """The command for `lora_python_path`, `lora_train_script` and `lora_launcher`.
 
-    A script is called as PYTHON SCRIPT RUN_DIR. It reads `input.json` there (worker/training/lora/inputs.py) and leaves
-    `adapter/`, `model.json` and, last of all, `result.json` in the output directory that the input names.
+    A script is called as PYTHON SCRIPT RUN_DIR; deploy/README.md says what it reads there, and what it must leave.
     """
     own = sys.executable
     used = str(python or own)
@@ -33,6 +32,12 @@ def lora_command(python: Path | None, script: Path | None, launcher: str | None)
     confined = (own, "-P", "-s", "-m", "worker.training.confined", "--python", used)
     chosen = () if script is None else ("--script", str(script))
     return (*confined, *chosen, *(() if launcher is None else ("--launcher", launcher)))
+
+
+def own_program(script: Path | None, launcher: str | None) -> str | None:
+    """The settings of what is started in the place of our own training; None where that is."""
+    names = ("SWARM_LORA_LAUNCHER", launcher), ("SWARM_LORA_TRAIN_SCRIPT", script)
+    return " around ".join(name for name, value in names if value is not None) or None
 
 
 def lora_environment(run_dir: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from worker.models.safetensors_header import read_safetensors
 from worker.models.tensor_files import Tensor, refuse_infinite, size_of
 from worker.training.lora.base_shapes import BaseShapes, in_a_layer
 from worker.training.lora.gguf_base import GgufBase, gguf_base
-from worker.training.lora.same_weights import Pairs, check_same_weights
+from worker.training.lora.same_weights import MAKERS_CURE, Pairs, check_same_weights
 
 CONFIG_FILE: Final = f"{PEFT_DIR}/adapter_config.json"
 WEIGHTS_FILE: Final = f"{PEFT_DIR}/adapter_model.safetensors"
@@ -128,7 +128,10 @@ def check_gguf(path: Path, base: GgufBase | None, *, alpha: float, rank: int) ->
     ValueError where a server would not take the file, or would compute something else with it.
     What llama.cpp checks when it loads one (src/llama-adapter.cpp), and what it does not: alpha, rank, finite values.
     """
-    said = read_gguf(path)
+    try:
+        said = read_gguf(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}; {MAKERS_CURE}") from error
     expected = {"general.type": "adapter", "adapter.type": "lora"}
     if base is not None and base.shapes is not None:  # else its name is that of transformers, which may be another
         expected["general.architecture"] = base.architecture

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from worker.errors import ConfigurationError
+from worker.training.last_words import last_words
 from worker.training.limits import EXIT_NOT_CONVERTED
 
 #: Longest a conversion may take, in seconds; llama.cpp's takes a few, most of them to start Python.
@@ -22,7 +24,7 @@ class ConversionFailed(ConfigurationError):
 
 
 def convert(command: str, places: Mapping[str, Path], *, seconds: float = CONVERTER_SECONDS) -> None:
-    """Run `command`, its {base}, {adapter} and {output} replaced; no shell.
+    """Run `command`, its {base}, {adapter} and {output} replaced; no shell. The end of what it says goes to stderr.
 
     Raises `ConversionFailed` where it cannot be started, fails, takes too long or leaves no output.
     """
@@ -36,12 +38,21 @@ def convert(command: str, places: Mapping[str, Path], *, seconds: float = CONVER
     except OSError as error:
         raise ConversionFailed(f"SWARM_LORA_CONVERTER: {arguments[0]} cannot be started: {error}") from error
     except subprocess.TimeoutExpired as error:
+        _pass_on(error.stdout)
         raise ConversionFailed(f"SWARM_LORA_CONVERTER: it was not done after {seconds:g} s") from error
-    said = done.stdout.decode("utf-8", "replace").strip()[-_TAIL:]
+    said = last_words(_pass_on(done.stdout)) or "it said nothing"
     if done.returncode != 0:
         raise ConversionFailed(f"SWARM_LORA_CONVERTER: it ended with status {done.returncode}: {said}")
     if not places["output"].is_file():
         raise ConversionFailed(f"SWARM_LORA_CONVERTER: it ended well, but left no {places['output']}: {said}")
+
+
+def _pass_on(output: bytes | None) -> str:
+    """Say it in our own last words, which the worker logs: also where it ended well, since what it made may be junk."""
+    said = (output or b"").decode("utf-8", "replace").strip()[-_TAIL:]
+    if said:
+        sys.stderr.write(f"{said}\n")
+    return said
 
 
 def converter_arguments(command: str, places: Mapping[str, Path]) -> list[str]:

@@ -9,7 +9,7 @@ from worker.episodes.rules import Rules
 from worker.models.gate import GateConfig
 from worker.settings import Settings
 from worker.training.child import ChildLauncher
-from worker.training.commands import lora_command, lora_environment
+from worker.training.commands import lora_command, lora_environment, own_program
 from worker.training.lora.data import ModelsOf
 from worker.training.lora.inputs import LoraConfig
 from worker.training.lora.recipe import LoraPlan
@@ -63,4 +63,5 @@ def lora_launcher(settings: Settings) -> ChildLauncher:
         command=lora_command(settings.lora_python_path, settings.lora_train_script, settings.lora_launcher),
         environment=lora_environment,
         timeout_setting="SWARM_LORA_TIMEOUT",
+        program=own_program(settings.lora_train_script, settings.lora_launcher),
     )

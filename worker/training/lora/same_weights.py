@@ -21,7 +21,8 @@ _ROUNDED: Final = 0.01
 #: What is lost of small numbers: F16 has steps of 2^-24 there, and of Q8_0 a factor of up to 127 numbers has.
 _LOST: Final = {"Q8_0": 127 * 2.0**-24}
 _LOST_ELSE: Final = 2.0**-24
-_CURE: Final = (
+#: Said of a GGUF file that is not the adapter of its training.
+MAKERS_CURE: Final = (
     "look at what makes it: SWARM_LORA_CONVERTER, or a SWARM_LORA_TRAIN_SCRIPT that does; it must convert all of the "
     "adapter of this training"
 )
@@ -39,10 +40,10 @@ def check_same_weights(peft: Path, trained: Pairs, gguf: Path, served: Pairs) ->
     lacking, extra = sorted(by_name.keys() - served.keys()), sorted(served.keys() - by_name.keys())
     of_llama = [any(map(place_of_gguf, names)) for names in (lacking, extra)]
     if len(lacking) != len(extra) or all(of_llama):
-        raise ValueError(f"{gguf.name} has {_some(extra)} where {_some(lacking)} was trained; {_CURE}")
+        raise ValueError(f"{gguf.name} has {_some(extra)} where {_some(lacking)} was trained; {MAKERS_CURE}")
     for name in sorted(by_name.keys() & served.keys()):
         if not any(_alike(peft, pair, gguf, served[name]) for pair in by_name[name]):
-            raise ValueError(f"{gguf.name} has another {name} than {peft.name}, which was trained; {_CURE}")
+            raise ValueError(f"{gguf.name} has another {name} than {peft.name}, which was trained; {MAKERS_CURE}")
 
 
 def _alike(peft: Path, trained: tuple[Tensor, Tensor], gguf: Path, served: tuple[Tensor, Tensor]) -> bool:
