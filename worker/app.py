@@ -20,6 +20,7 @@ from worker.broker.watchdog import Watchdog
 from worker.clock import Clock, SystemClock
 from worker.configuration import (
     apply_mode_of,
+    base_model,
     control_keys,
     learn_models_of,
     outcome_model,
@@ -60,6 +61,7 @@ from worker.store.port import ModelKind, Store
 from worker.store.retention import Retention
 from worker.store.watch import WriteWatch
 from worker.training.execution import Timing, Tools
+from worker.training.lora.base_identity import ConfiguredBase
 from worker.training.lora.requirements import require_lora
 from worker.training.modes import ProcessorMode, parse_mode
 from worker.training.planned import recipes_of
@@ -204,6 +206,7 @@ class _Kit:
             max_history=settings.max_history,
             health_window=HealthWindow(settings.lora_health_window, clock),
             endpoint_of=CurrentDocuments(settings.data_dir, "lora").endpoint_of,
+            base_sha256=ConfiguredBase(base_model(settings)).sha256,
             on_event=relay.wake,
         )
         book = TriggerBook(store)

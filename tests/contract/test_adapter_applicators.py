@@ -175,18 +175,18 @@ async def test_a_server_that_goes_on_serving_the_adapter_before_under_the_new_na
     two = register(tmp_path, 2, answer="go down", before=one)
     await applicator.apply(one.model, one.content)
     world.go_on_answering(one.answer)
-    with pytest.raises(ApplyFailed, match="0 of 1 as with it, 1 as with the adapter before it"):
+    with pytest.raises(ApplyFailed, match="0 of 1 as with it, 1 as with another adapter"):
         await applicator.apply(two.model, two.content)
     if not kind.keeps:
         await applicator.apply(one.model, one.content)  # as the applier does
     assert await applicator.served("S") == one.model.sha256
     assert await world.answer("S") == one.answer
     world.go_on_answering(None)
-    told = "1 of 1 as with it, 0 as with the adapter before"
+    told = "1 of 1 as with it, 0 as with another adapter"
     assert told in str(await applicator.apply(two.model, two.content))
     assert await applicator.served("S") == two.model.sha256
     back = str(await applicator.apply(one.model, one.content))  # by what the other one recorded
-    assert f"{told} it (sha256 {two.model.sha256[:12]})" in back
+    assert f"{told} (sha256 {two.model.sha256[:12]})" in back
 
 
 @only("probes")
@@ -205,7 +205,7 @@ async def test_where_what_tells_it_from_the_one_before_is_lost_or_damaged_it_is_
         file.write_bytes(content)
     await applicator.apply(one.model, one.content)
     detail = str(await applicator.apply(two.model, two.content))
-    assert detail.startswith("1 of 1 probes answered as with the adapter, 0 as without it; no probe tells it from")
+    assert detail.startswith("1 of 1 probes answered as with the adapter, 0 as without it; no probe was recorded")
     assert await applicator.served("S") == two.model.sha256
 
 

@@ -132,7 +132,7 @@ async def test_a_server_that_goes_on_with_the_adapter_before_under_the_new_name_
     files = [adapter_directory(each.model) / GGUF_FILE for each in (one, two)]
     files[1].write_bytes(files[0].read_bytes())
     number = len(two.probes)
-    with pytest.raises(ApplyFailed, match=f"0 of {number} as with it, {number} as with the adapter before it"):
+    with pytest.raises(ApplyFailed, match=f"0 of {number} as with it, {number} as with another adapter"):
         await world.applicator.apply(two.model, two.content)
     assert await world.applicator.served("S") == one.model.sha256
 

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.contract.fake_vllm import FakeVllm
+from tests.unit.adapter_building import base_directory
 from tests.unit.test_models_adapters import register
 from tests.unit.training_world import opened, worker_over
 from worker.cli.check_lora import lora_findings
@@ -154,6 +155,19 @@ async def test_a_live_adapter_that_is_not_served_is_a_fault(tmp_path: Path) -> N
     vllm = {"lora_applicator": "vllm", "vllm_url": "http://127.0.0.1:9"}
     *_, live = [finding async for finding in lora_findings(load_settings(**flags, **vllm))]
     assert "it is live but not served" in live.detail
+
+
+async def test_a_live_adapter_of_another_base_is_a_fault_before_its_server_is_started_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path, "sqlite") as store:
+        world = worker_over(
+            store, tmp_path, kinds=("offline", "lora"), mode="auto", adapters=FilesApplicator(tmp_path, "lora")
+        )
+        await world.applier.apply(await register(world, 1), by="trigger")
+    base = base_directory(tmp_path / "base", {}, config={})
+    flags = {"processor_mode": "lora", "data_dir": tmp_path, "scenarios": "S", "lora_base_model": str(base)}
+    *_, live = [finding async for finding in lora_findings(load_settings(**flags))]
+    assert not live.good
+    assert live.detail.startswith("it is live, but not to be brought anew: version 1 of S was trained on tiny")
 
 
 async def test_a_live_adapter_is_looked_for_at_its_receiver(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ async def test_one_answer_of_the_adapter_is_enough_since_a_quantised_base_turns_
     result = await probe(server, Probes(probes), "S@1")
     assert result.served
     assert result.detail == (
-        "1 of 3 probes answered as with the adapter, 1 as without it; no probe tells it from another adapter; "
-        "first answer: 'sideways'"
+        "1 of 3 probes answered as with the adapter, 1 as without it; no probe was recorded that tells it from "
+        "another adapter; first answer: 'sideways'"
     )
     assert server.asked == [("S@1", each, 3) for each in ("a", "b", "c")]
 
@@ -126,8 +126,8 @@ async def test_prompts_may_tell_it_from_one_of_the_two_alone_and_each_has_to_be_
     result = await probe(Server({"a": "go up", "b": "go back"}), probes, None)
     assert not result.served
     assert result.detail == (
-        "1 of 1 probes answered as with the adapter, 0 as without it; 0 of 1 as with it, 1 as with the adapter before "
-        "it (sha256 0123456789ab); first answer: 'go up'"
+        "1 of 1 probes answered as with the adapter, 0 as without it; 0 of 1 as with it, 1 as with another "
+        "adapter (sha256 0123456789ab); first answer: 'go up'"
     )
     assert not (await probe(Server({"a": "stay", "b": "stay"}), probes, None)).served
     assert (await probe(Server({"a": "go up", "b": "stay"}), probes, None)).served
@@ -137,5 +137,5 @@ async def test_an_adapter_that_answers_as_the_base_is_told_from_the_one_before_i
     probes = beside(Probe(prompt="b", expected="stay", base="go back", max_tokens=3))
     result = await probe(Server({"b": "stay"}), probes, None)
     assert result.served
-    assert result.detail.startswith("no probe tells it from the base; 1 of 1 as with it, 0 as with the adapter before")
+    assert result.detail.startswith("no probe tells it from the base; 1 of 1 as with it, 0 as with another adapter")
     assert not (await probe(Server({"b": "go back"}), probes, None)).served

@@ -137,7 +137,7 @@ async def test_a_silent_server_is_started_anew_at_the_second_look_in_a_row_and_a
     applicator, one = getattr(world, which), register(world.data_dir, 1)
     await apply(applicator, one)
     registry: Any = None  # nothing is brought
-    serving = Serving(registry, {"lora": applicator}, HealthWindow(0, ManualClock()), lambda _: None)
+    serving = Serving(registry, {"lora": applicator}, HealthWindow(0, ManualClock()), lambda _: None, lambda: None)
     for _ in range(2):
         async with paused(world, monkeypatch):
             with pytest.raises(ApplyFailed, match="did not answer GET /health"):

@@ -126,6 +126,26 @@ async def test_what_another_worker_carried_on_to_another_end_stays_as_that_left_
         assert await world.applicator.served("S") == first.sha256
 
 
+async def test_what_a_worker_brought_late_that_another_has_replaced_is_not_what_stays_served(tmp_path: Path) -> None:
+    """The other one took it for dead, carried its apply on to the same end, and applied the next model."""
+    async with opened(tmp_path, "memory") as store:
+        other = worker_over(store, tmp_path, boot="boot2")
+
+        class Slow(NoopApplicator):
+            async def apply(self, model: Model, content: bytes) -> None:
+                if model.version == 2:
+                    await other.applier.apply_now(third, by="ben")
+                await super().apply(model, content)
+
+        world = worker_over(store, tmp_path, applicator=Slow())
+        first, second, third = await three(world)
+        await world.applier.apply_now(first, by="anna")
+        await world.applier.apply_now(second, by="anna")
+        verified = [(model.model_id, "verified") for model in (first, second, third)]
+        assert await went(store) == verified
+        assert await world.applicator.served("S") == third.sha256
+
+
 async def test_who_is_overtaken_each_time_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(tmp_path, "memory") as store:
         world = worker_over(store, tmp_path)

@@ -229,6 +229,7 @@ def worker_over(
     adapters: Applicator | None = None,
     applier_clock: Clock | None = None,
     endpoint_of: Callable[[Model], Endpoint | None] = lambda _: None,
+    base_sha256: Callable[[], str | None] = lambda: None,
 ) -> World:
     """A worker process's parts, as the composition root makes them; adapters are trained by `scripted_adapter`."""
     clock = SystemClock()
@@ -240,6 +241,7 @@ def worker_over(
     applier = Applier(
         store=store, registry=registry, applicators={kind: applicators[kind] for kind in kinds}, announcer=announcer,
         clock=applier_clock or clock, mode_of=lambda _: mode, max_history=2, endpoint_of=endpoint_of,
+        base_sha256=base_sha256,
     )  # fmt: skip
     rules = Rules(holdout=CONFIG.holdout)
     plan = LoraPlan(

@@ -15,12 +15,16 @@ from worker.cli.common import reading_store
 from worker.cli.findings import Finding
 from worker.configuration import base_model
 from worker.errors import ApplyFailed, WorkerError
+from worker.models.adapter import OtherBase, require_base
 from worker.models.applicators.chosen import lora_applicator, server_processes
 from worker.models.applicators.llama_client import LlamaClient
+from worker.models.applicators.versions import decoded
 from worker.models.applicators.vllm_client import VllmClient
+from worker.models.files import ModelFiles
 from worker.settings import Settings
 from worker.store.port import Model, alias_of
 from worker.training.lora.base_check import gpu_faults
+from worker.training.lora.base_identity import ConfiguredBase
 from worker.training.lora.requirements import PACKAGES
 from worker.training.modes import parse_mode
 
@@ -75,11 +79,17 @@ async def _live(settings: Settings) -> AsyncIterator[Finding]:
     if not live:
         return
     applicator = lora_applicator(settings)
+    files, base = ModelFiles(settings.data_dir), ConfiguredBase(base_model(settings))
     try:
         for model in live:
             what = f"adapter version {model.version} of {model.scenario}"
             try:
+                content = await asyncio.to_thread(files.read, files.located(model))
+                require_base(model, decoded(model, content), await asyncio.to_thread(base.sha256))
                 served = await applicator.served(model.scenario)
+            except OtherBase as error:
+                yield Finding(what=what, good=False, detail=f"it is live, but not to be brought anew: {error}")
+                continue
             except ApplyFailed as error:
                 yield Finding(what=what, good=False, detail=f"it is live but not served: {error}")
                 continue

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Struct
 
+from worker.errors import ApplyFailed
 from worker.store.port import Model
 
 #: Beside model.json, in a run's directory and in a registered version's.
@@ -24,6 +25,10 @@ GGUF_FILE = "adapter.gguf"
 
 class AdapterUnreadable(ValueError):
     """The bytes are no adapter document of a format that we know."""
+
+
+class OtherBase(ApplyFailed):
+    """The adapter was trained on another base than the one of today; of the same shapes, it would load there."""
 
 
 class AdapterFile(Struct, frozen=True, kw_only=True):
@@ -39,7 +44,7 @@ class BaseModel(Struct, frozen=True, kw_only=True):
 
     name: str  # as configured: a hub id, or the last part of a path
     architecture: str  # llama, qwen2, ...
-    sha256: str  # of the GGUF file, or of all files of the directory: weights, configuration, tokenizer, chat template
+    sha256: str  # of the GGUF file, or of the directory's weights, shape, tokenizer and chat template together
 
 
 class Probe(Struct, frozen=True, kw_only=True):
@@ -84,6 +89,17 @@ def decode(content: bytes) -> AdapterModel:
         if path.is_absolute() or ".." in path.parts or not path.parts:
             raise AdapterUnreadable(f"model.json names {file.path!r}, which is outside of {ADAPTER_DIR}/")
     return adapter
+
+
+def require_base(model: Model, adapter: AdapterModel, sha256: str | None) -> None:
+    """Raise `OtherBase` where the base of today has another SHA-256 (hex); None where that is not known."""
+    if sha256 not in (None, adapter.base.sha256):
+        raise OtherBase(
+            f"version {model.version} of {model.scenario} was trained on {adapter.base.name} (sha256 "
+            f"{adapter.base.sha256[:12]}), and SWARM_LORA_BASE_MODEL is another base now (sha256 {sha256[:12]}), on "
+            "which it would answer anything; train one for it with: swarm-worker train-now --scenario "
+            f"{model.scenario} --kind lora --force; or set SWARM_LORA_BASE_MODEL back"
+        )
 
 
 def adapter_directory(model: Model) -> Path:

@@ -65,13 +65,15 @@ class Applier:
         max_history: int,
         health_window: HealthWindow | None = None,
         endpoint_of: Callable[[Model], Endpoint | None] = lambda _: None,
+        base_sha256: Callable[[], str | None] = lambda: None,
         on_event: Callable[[], None] = lambda: None,
         new_id: Callable[[], str] = lambda: str(uuid4()),
     ) -> None:
         """`applicators` of the kinds that this worker serves; `on_event` wakes the outbox relay.
 
         `mode_of` gives a scenario's apply mode; `health_window` watches new adapters; `endpoint_of` looks in a file
-        whom nodes ask for one, or raises `ApplyFailed`.
+        whom nodes ask for one, or raises `ApplyFailed`, as does `base_sha256`, which reads the base that adapters are
+        trained on; None where it is not on this machine.
         """
         self._registry = registry
         self._mode_of = mode_of
@@ -79,7 +81,7 @@ class Applier:
         self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.stats = ApplierStats()
         health_window = health_window or HealthWindow(0, clock)
-        self._serving = Serving(registry, applicators, health_window, endpoint_of)
+        self._serving = Serving(registry, applicators, health_window, endpoint_of, base_sha256)
         self._deployer = Deployer(
             store=store,
             registry=registry,

@@ -149,6 +149,9 @@ class Deployer:
             version=model.version, previous=started.previous_model_id, by=started.by, forced=started.forced,
         )  # fmt: skip
         try:
+            newest = (await self._history.rows(model.scenario, model.kind))[0]
+            if newest.deployment_id != started.deployment_id:  # another worker ended this one, and brought others since
+                await self.serve_live(model.scenario, model.kind)
             await self.retire(model.scenario, model.kind)
         except (StoreError, OSError) as error:  # it is live; the next one's end retires what was left
             log.warning("old_models_not_removed", scenario=model.scenario, error=str(error))
@@ -274,7 +277,7 @@ class Deployer:
             if live is None:
                 await self._serving.withdraw(started.scenario, model.kind)
             else:
-                await self._serving.bring(live)
+                await self._serving.restore(live, failed=model)
                 endpoint = await self._serving.endpoint(live)
                 restored = live
         except ApplyFailed as error:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import structlog
 
 from worker.errors import ApplyFailed
+from worker.models.adapter import OtherBase, require_base
 from worker.models.applicators.port import Applicator, OwnServerSilent
+from worker.models.applicators.versions import decoded
 from worker.models.health_window import HealthWindow
 from worker.models.registry import Registry
 from worker.store.port import Model, ModelKind
@@ -27,12 +29,14 @@ class Serving:
         applicators: Mapping[ModelKind, Applicator],
         health_window: HealthWindow,
         endpoint_of: Callable[[Model], Endpoint | None],
+        base_sha256: Callable[[], str | None],
     ) -> None:
-        """`applicators` of the kinds that this worker serves; `endpoint_of` looks in a file."""
+        """`applicators` of the kinds that this worker serves; `endpoint_of` and `base_sha256` look in files."""
         self._registry = registry
         self._applicators = dict(applicators)
         self._health_window = health_window
         self._endpoint_of = endpoint_of
+        self._base_sha256 = base_sha256
         #: Scenarios whose server gave no answer at the last look.
         self._silent: set[str] = set()
 
@@ -52,11 +56,13 @@ class Serving:
     async def bring(self, model: Model) -> str:
         """Apply, then look at what is really served (a server may keep an older adapter and say 200).
 
-        Returns what a person should know of how that was verified.
+        Returns what a person should know of how that was verified. Raises `OtherBase`, and then nothing was changed.
         """
         applicator = self.applicator(model.kind)
         with _faults_as_failures(applicator):
             content = await self._registry.read(model)
+            if model.kind == "lora" and (base := await asyncio.to_thread(self._base_sha256)) is not None:
+                require_base(model, decoded(model, content), base)
             detail = await applicator.apply(model, content)
             served = await applicator.served(model.scenario)
         if served != model.sha256:
@@ -65,6 +71,15 @@ class Serving:
                 f"(version {model.version}); the model before it is served again"
             )
         return detail or ""
+
+    async def restore(self, live: Model, *, failed: Model) -> None:
+        """Serve `live` again, whose place `failed` was to take. Where it is of another base, only that one goes."""
+        try:
+            await self.bring(live)
+        except OtherBase:
+            if await self.served(failed.scenario, failed.kind) == failed.sha256:
+                await self.withdraw(failed.scenario, failed.kind)
+            raise
 
     async def watch(self, model: Model) -> None:
         """See an adapter through its health window; a model of another kind has none."""

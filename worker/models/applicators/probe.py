@@ -82,10 +82,10 @@ class ProbeResult:
             else "no probe tells it from the base"
         )
         from_before = (
-            f"{self.before.as_adapter} of {self.before.asked} as with it, {self.before.as_other} as with the adapter "
-            f"before it (sha256 {self.sha256_before[:_SHA256_SHOWN]})"
+            f"{self.before.as_adapter} of {self.before.asked} as with it, {self.before.as_other} as with another "
+            f"adapter (sha256 {self.sha256_before[:_SHA256_SHOWN]})"
             if self.before.asked
-            else "no probe tells it from another adapter"
+            else "no probe was recorded that tells it from another adapter"
         )
         return f"{from_base}; {from_before}; first answer: {self.sample!r}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from worker.errors import ConfigurationError
 from worker.models.adapter import BaseModel
+from worker.training.lora.base_identity import sha256_of_base
 from worker.training.lora.base_shapes import BaseShapes, in_a_layer, targets_fault
 from worker.training.trainer import is_out_of_memory
 
@@ -89,7 +89,7 @@ def load_base(name: str, device: torch.device) -> Base:
             "take the instruction-tuned model of its family"
         )
     cast("nn.Module", model).to(device).eval()
-    document = BaseModel(name=_short(name), architecture=model.config.model_type, sha256=_sha256(path))
+    document = BaseModel(name=_short(name), architecture=model.config.model_type, sha256=sha256_of_base(path))
     return Base(model=model, tokenizer=tokenizer, document=document, path=path, adds_bos=_adds_bos(path, tokenizer))
 
 
@@ -145,23 +145,6 @@ def _require_weights(path: Path) -> None:
         raise ConfigurationError(
             f"SWARM_LORA_BASE_MODEL: {path} has no *.safetensors; pickled weights (*.bin) are not loaded: convert them"
         )
-
-
-def _sha256(path: Path) -> str:
-    """Of all that makes the model answer as it does: with another tokenizer or chat template it is another base.
-
-    Of a directory that of the lines that `sha256sum` would write.
-    """
-    if path.is_file():
-        return _digest(path)
-    files = sorted({file for pattern in _HUB_FILES for file in path.glob(pattern)})
-    listed = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _short(name: str) -> str:
