@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ _DATABASES = tuple(f"db-{number}" for number in range(1, 9))
 async def test_what_a_swarm_lived_becomes_an_adapter_that_a_server_answers_with_and_can_be_taken_back(
     new_worker: NewWorker, amqp_url: str, scenario: str, base: TinyBase, tmp_path: Path
 ) -> None:
-    """Two adapters, one after the other; the second changes what the first says, and its rollback changes it back."""
+    """The second changes what the first says, its rollback changes it back, and neither is applied on another base."""
     of = ("--scenario", scenario)
     with learning_worker.router_in(tmp_path / "router") as router:
         worker = new_worker(scenario, **learning_worker.settings(base, router, apply_mode="auto"))
@@ -68,3 +69,17 @@ async def test_what_a_swarm_lived_becomes_an_adapter_that_a_server_answers_with_
             assert rolled_back["data"]["details"]["live_model_id"] == first["model_id"]
             assert rolled_back["data"]["endpoint"] == document["endpoint"]
         assert await worker.stop() == 0
+
+        other = tmp_path / "other-base"
+        shutil.copytree(base.directory, other)
+        (other / "tokenizer_config.json").write_text((other / "tokenizer_config.json").read_text() + "\n")
+        heir = new_worker(
+            scenario,
+            directory=worker.directory,
+            **learning_worker.settings(base, router, apply_mode="auto", lora_base_model=other),
+        )
+        await heir.start()
+        refused = await heir.tell("apply", "--model", second["model_id"], code=1)
+        assert "SWARM_LORA_BASE_MODEL is another base now" in refused["error"]
+        assert await asked(worker.data_dir, scenario, "db-2") == _FIRST
+        assert await heir.stop() == 0
