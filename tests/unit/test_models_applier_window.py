@@ -16,7 +16,7 @@ from worker.errors import ApplyFailed
 from worker.learning.validation import Verdict
 from worker.models.announce import Announcer
 from worker.models.applicators.noop import NoopApplicator
-from worker.models.applier import Applier
+from worker.models.applier import Applier, ApplySkipped
 from worker.models.deployer import NoPrevious
 from worker.models.files import ModelFiles
 from worker.models.health_window import HealthWindow
@@ -144,8 +144,8 @@ async def test_a_rollback_within_the_window_gives_the_new_adapter_up_and_goes_no
         assert (await store.aliases("S"))["lora-champion"] == second.model_id
 
 
-async def test_a_rollback_within_the_window_tells_what_it_brought_and_not_what_waited_behind_it(tmp_path: Path) -> None:
-    """It waited for the whole window of the next, and named that one. A second copy of it goes no step further."""
+async def test_a_rollback_within_the_window_has_the_last_word_over_what_waited_behind_it(tmp_path: Path) -> None:
+    """It was told to go back, named the next adapter, and that one went live. A second copy of it goes no further."""
     async with opened(tmp_path, "memory") as store:
         registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), NoopApplicator()
         first, second, third = [await registered(store, registry, tmp_path / "data", n) for n in (1, 2, 3)]
@@ -158,8 +158,13 @@ async def test_a_rollback_within_the_window_tells_what_it_brought_and_not_what_w
         assert (back.model_id, back.previous_model_id) == (first.model_id, second.model_id)
         with pytest.raises(ApplyFailed, match="given up"):
             await applying[0]
-        applying[1].cancel()
-        await asyncio.wait(applying)
+        waited = await asyncio.wait_for(applying[1], 5)
+        assert waited == ApplySkipped(
+            third.model_id,
+            "a rollback came while it waited; apply it, where it is still wanted, with: "
+            "swarm-worker apply --scenario S --model 3",
+        )
+        assert await applicator.served("S") == first.sha256
         begun = await applier.begun_by("S", "command c")
         assert begun is not None
         assert await applier.end_of(*begun, by="command c") == back
