@@ -213,7 +213,8 @@ def test_unknown_fields_change_nothing_but_their_count(body: bytes) -> None:
     for record in message["records"]:
         record["from_the_future"] = [1]
         added += 1
-        if isinstance(record.get("outcome"), dict):
+        # Of other records it is a field that nobody knows itself, and what is in it is not looked at.
+        if record.get("type") == "learn_stats" and isinstance(record.get("outcome"), dict):
             record["outcome"]["from_the_future"] = "x"
             added += 1
     after = decode_batch(json.dumps(message).encode(), scenario="S")
