@@ -29,6 +29,7 @@ from worker.models.adapter import (
 )
 from worker.models.before import BEFORE_FILE, Before, encode_before
 from worker.store.port import Model
+from worker.training.lora.base_identity import sha256_of_base
 
 _RANK, _ALPHA = 4, 8.0
 _STRENGTH = 0.2  # of the random weights: the answers are other words, not noise alone
@@ -39,6 +40,7 @@ class AdapterMaker:
     """Makes adapters on one base; a seed gives the same adapter each time."""
 
     def __init__(self, base: TinyBase) -> None:
+        self._sha256 = sha256_of_base(base.directory)
         self._base = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
         self._tokenizer = AutoTokenizer.from_pretrained(base.directory)
         self._prompts = [rendered(question(target)) for target in TARGETS[:2]]
@@ -55,7 +57,7 @@ class AdapterMaker:
         document = AdapterModel(
             scenario=scenario,
             objective="sft",
-            base=BaseModel(name="tiny", architecture="llama", sha256="0" * 64),
+            base=BaseModel(name="tiny", architecture="llama", sha256=self._sha256),
             rank=_RANK,
             alpha=_ALPHA,
             target_modules=["down_proj"],

@@ -12,8 +12,8 @@ from worker.training.lora.base_shapes import base_on_this_machine
 
 #: What makes it answer as it does: weights, shape, tokenizer, chat template. A note beside them makes no other base.
 _SPEAKING: Final = (
-    "config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model", "added_tokens.json",
-    "special_tokens_map.json", "chat_template.json", "*.jinja",
+    "config.json", "generation_config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model",
+    "added_tokens.json", "special_tokens_map.json", "chat_template.json", "*.jinja",
 )  # fmt: skip
 
 #: Path, size in bytes, time of the last change in ns and inode of each file.
