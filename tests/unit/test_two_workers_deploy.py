@@ -16,7 +16,7 @@ from tests.unit.training_world import World, opened, worker_over
 from worker.errors import ApplyFailed, Overtaken
 from worker.models.applicators.noop import NoopApplicator
 from worker.models.deployer import Applied
-from worker.store.port import Model, Store
+from worker.store.port import Deployment, Model, Store
 from worker.wire.commands import Apply, Args, Rollback
 
 
@@ -144,6 +144,40 @@ async def test_what_a_worker_brought_late_that_another_has_replaced_is_not_what_
         verified = [(model.model_id, "verified") for model in (first, second, third)]
         assert await went(store) == verified
         assert await world.applicator.served("S") == third.sha256
+
+
+async def test_what_another_worker_has_begun_since_is_not_disturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had brought the next model, and the one before was brought again over it."""
+    async with opened(tmp_path, "memory") as store:
+        brought, may_end = asyncio.Event(), asyncio.Event()
+
+        class Held(NoopApplicator):
+            async def apply(self, model: Model, content: bytes) -> None:
+                await super().apply(model, content)
+                if model.version == 3:
+                    brought.set()
+                    await may_end.wait()
+
+        held = Held()
+        world = worker_over(store, tmp_path, applicator=held)
+        other = worker_over(store, tmp_path, boot="boot2", applicator=held)
+        _, second, third = await three(world)
+        deploy, others = store.deploy, []
+
+        async def then_the_other_begins(row: Deployment, **more: Any) -> None:
+            await deploy(row, **more)
+            if row.model_id == second.model_id and row.state == "verified":
+                others.append(asyncio.create_task(other.applier.apply_now(third, by="ben")))
+                await brought.wait()
+
+        monkeypatch.setattr(store, "deploy", then_the_other_begins)
+        await world.applier.apply_now(second, by="anna")
+        assert await held.served("S") == third.sha256
+        may_end.set()
+        await others[0]
+        assert await held.served("S") == third.sha256
 
 
 async def test_who_is_overtaken_each_time_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

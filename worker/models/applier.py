@@ -79,8 +79,8 @@ class Applier:
         self._mode_of = mode_of
         self._history = LiveHistory(store, depth=max_history)
         self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
-        #: How often a rollback gave an adapter up, by scenario: it came before the turn of all that waited then.
-        self._given_up: Counter[str] = Counter()
+        #: Rollbacks within a health window, by scenario: they came before the turn of all that waited then.
+        self._early_rollbacks: Counter[str] = Counter()
         self.stats = ApplierStats()
         health_window = health_window or HealthWindow(0, clock)
         self._serving = Serving(registry, applicators, health_window, endpoint_of, base_sha256)
@@ -122,17 +122,17 @@ class Applier:
             return self._skip(
                 model, f"the gate says {model.gate_verdict} ({reasons}); override it with: {_command(model)} --force"
             )
-        given_up = self._given_up[model.scenario]
+        rollbacks = self._early_rollbacks[model.scenario]
         result: ApplyResult = await _unless_overtaken()(
-            self._apply_in_turn, model, by=by, forced=forced, if_newer=if_newer, given_up=given_up
+            self._apply_in_turn, model, by=by, forced=forced, if_newer=if_newer, rollbacks=rollbacks
         )
         return result
 
     async def _apply_in_turn(
-        self, model: Model, *, by: str, forced: bool, if_newer: bool, given_up: int
+        self, model: Model, *, by: str, forced: bool, if_newer: bool, rollbacks: int
     ) -> ApplyResult:
         async with self._turn(model.scenario, model.kind):
-            if model.kind == "lora" and self._given_up[model.scenario] != given_up:
+            if model.kind == "lora" and self._early_rollbacks[model.scenario] != rollbacks:
                 # What was live before is what the operator wants live, and this was asked for before the rollback.
                 return self._skip(
                     model,
@@ -188,9 +188,8 @@ class Applier:
     async def _rollback_in_turn(self, scenario: str, *, by: str, kind: ModelKind | None, to: Model | None) -> Applied:
         kind = to.kind if to is not None else kind or await self.changed_last(scenario)
         if to is None and kind == "lora" and self._deployer.watches(scenario):
-            self._given_up[scenario] += 1
-            if (back := await self._deployer.give_up(scenario, by)) is not None:
-                return back
+            self._early_rollbacks[scenario] += 1
+            return await self._deployer.give_up(scenario, by)
         async with self._turn(scenario, kind):
             rows = await self._history.rows(scenario, kind)
             if (done := await self._done_by(rows, by)) is not None:

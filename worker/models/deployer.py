@@ -149,22 +149,20 @@ class Deployer:
             version=model.version, previous=started.previous_model_id, by=started.by, forced=started.forced,
         )  # fmt: skip
         try:
-            newest = (await self._history.rows(model.scenario, model.kind))[0]
-            if newest.deployment_id != started.deployment_id:  # another worker ended this one, and brought others since
+            live = await self._registry.champion(model.scenario, model.kind)
+            if live is None or live.model_id != model.model_id:  # another worker ended this one, and others since
                 await self.serve_live(model.scenario, model.kind)
             await self.retire(model.scenario, model.kind)
         except (StoreError, OSError) as error:  # it is live; the next one's end retires what was left
             log.warning("old_models_not_removed", scenario=model.scenario, error=str(error))
         return Applied(model.model_id, started.previous_model_id, started.deployment_id, model.kind, verified.detail)
 
-    async def give_up(self, scenario: str, by: str) -> Applied | None:
-        """End the health window of a scenario's adapter: what was live before is live again. None where none is in it.
+    async def give_up(self, scenario: str, by: str) -> Applied:
+        """End the health window of the scenario's adapter that it `watches`: what was live before is live again.
 
         Raises `ApplyFailed`, `NoPrevious`.
         """
         watched = self._health_window.give_up(scenario, by)
-        if watched is None:
-            return None
         # Until its way back is gone. Not until the turn is free: another apply may wait for that, and watch for long.
         ended = self._given_up.setdefault(scenario, asyncio.get_running_loop().create_future())
         row, restored = await asyncio.shield(ended)

@@ -50,11 +50,9 @@ class HealthWindow:
         """Whether a model of the scenario is being watched."""
         return scenario in self._watched
 
-    def give_up(self, scenario: str, by: str) -> Model | None:
-        """End the watch of a scenario's model as failed, since somebody says so; the model, None where none is."""
-        watched = self._watched.get(scenario)
-        if watched is None:
-            return None
+    def give_up(self, scenario: str, by: str) -> Model:
+        """End the watch of the scenario's model as failed, since somebody says so; KeyError where none is watched."""
+        watched = self._watched[scenario]
         watched.given_up_by = by
         watched.given_up.set()
         return watched.model
