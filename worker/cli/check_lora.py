@@ -15,7 +15,7 @@ from worker.cli.common import reading_store
 from worker.cli.findings import Finding
 from worker.configuration import base_model
 from worker.errors import ApplyFailed, WorkerError
-from worker.models.adapter import OtherBase, require_base
+from worker.models.adapter import require_base
 from worker.models.applicators.chosen import lora_applicator, server_processes
 from worker.models.applicators.llama_client import LlamaClient
 from worker.models.applicators.versions import decoded
@@ -86,10 +86,11 @@ async def _live(settings: Settings) -> AsyncIterator[Finding]:
             try:
                 content = await asyncio.to_thread(files.read, files.located(model))
                 require_base(model, decoded(model, content), await asyncio.to_thread(base.sha256))
-                served = await applicator.served(model.scenario)
-            except OtherBase as error:
+            except ApplyFailed as error:
                 yield Finding(what=what, good=False, detail=f"it is live, but not to be brought anew: {error}")
                 continue
+            try:
+                served = await applicator.served(model.scenario)
             except ApplyFailed as error:
                 yield Finding(what=what, good=False, detail=f"it is live but not served: {error}")
                 continue

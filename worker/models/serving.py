@@ -61,8 +61,8 @@ class Serving:
         applicator = self.applicator(model.kind)
         with _faults_as_failures(applicator):
             content = await self._registry.read(model)
-            if model.kind == "lora" and (base := await asyncio.to_thread(self._base_sha256)) is not None:
-                require_base(model, decoded(model, content), base)
+            if model.kind == "lora":
+                require_base(model, decoded(model, content), await asyncio.to_thread(self._base_sha256))
             detail = await applicator.apply(model, content)
             served = await applicator.served(model.scenario)
         if served != model.sha256:

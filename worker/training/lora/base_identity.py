@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from worker.errors import ApplyFailed
 from worker.training.lora.base_shapes import base_on_this_machine
 
-#: What makes it answer as it does: weights, shape, tokenizer, chat template. A note beside them makes no other base.
+#: What makes it answer as it does, of which a note beside it is no part.
 _SPEAKING: Final = (
     "config.json", "generation_config.json", "*.safetensors", "tokenizer*.json", "vocab.*", "merges.txt", "*.model",
     "added_tokens.json", "special_tokens_map.json", "chat_template.json", "*.jinja",
