@@ -189,6 +189,19 @@ async def test_a_deployment_begins_and_is_verified_with_aliases_and_events(store
         assert await applied(again) == 1
 
 
+async def test_a_deployment_that_is_given_up_says_so_before_it_ends_and_to_whom_it_was_said_first(
+    store: Store, reopen: Reopen
+) -> None:
+    """A worker that is killed on the way back from it must not carry it on."""
+    await train(store, 1)
+    await deploy(store, deployment())
+    given_up = deployment(given_up_by="command c", at_ms=NOW + 1)
+    await deploy(store, given_up)
+    await deploy(store, deployment(given_up_by="command d", at_ms=NOW + 2))
+    async with reopen(store) as again:
+        assert await again.deployments("S") == [given_up]
+
+
 async def test_a_failed_deployment_says_who_gave_it_up_and_whether_the_way_back_failed(
     store: Store, reopen: Reopen
 ) -> None:

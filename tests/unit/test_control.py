@@ -56,6 +56,7 @@ class World:
         self.broker = MemoryBroker()
         self.store = UnsteadyStore(self.clock)
         self.done: list[Command] = []
+        self.received_at_ms: list[int] = []
         #: Whether the store goes away with each command that is carried out.
         self.leave_when_done = False
         self.source = MemoryControl(self.broker, worker_id="w1", boot_id="b1", scenarios=["S", "T"])
@@ -66,8 +67,9 @@ class World:
             admission=Admission(self.clock, worker_id="w1", scenarios=frozenset({"S", "T"}), keys={}),
         )  # fmt: skip
 
-    async def _carry_out(self, command: Command) -> dict[str, Any]:
+    async def _carry_out(self, command: Command, received_at_ms: int) -> dict[str, Any]:
         self.done.append(command)
+        self.received_at_ms.append(received_at_ms)
         if self.leave_when_done:
             self.store.away = StoreUnavailable("locked")
         return {}
@@ -185,9 +187,9 @@ async def test_a_command_is_answered_with_what_the_ledger_says(world: World) -> 
     """Another start may have carried it on meanwhile: its word was the first, and a second answer would contradict."""
     asked = world.control._carry_out
 
-    async def overtaken(command: Command) -> dict[str, Any]:
+    async def overtaken(command: Command, received_at_ms: int) -> dict[str, Any]:
         await world.store.finish_command("job", status="failed", result={}, error="interrupted", now_ms=1)
-        return await asked(command)
+        return await asked(command, received_at_ms)
 
     world.control._carry_out = overtaken
     async with world.running():
@@ -238,8 +240,8 @@ async def test_an_end_that_is_not_known_is_not_told_and_the_next_start_carries_t
     """Told as failed, it went live all the same; a rollback that a crash cut short was told so and then carried out."""
     asked = world.control._carry_out
 
-    async def unknown(command: Command) -> dict[str, Any]:
-        await asked(command)
+    async def unknown(command: Command, received_at_ms: int) -> dict[str, Any]:
+        await asked(command, received_at_ms)
         raise EndNotStored("locked")
 
     world.control._carry_out = unknown
@@ -253,16 +255,18 @@ async def test_an_end_that_is_not_known_is_not_told_and_the_next_start_carries_t
     assert {json.loads(held.message.body)["status"] for held in world.replies.ready} == {"accepted"}
 
     world.control._carry_out = asked
+    world.clock.advance(60)
     async with world.running():
         await world.answers("back", "done")
     assert [command.command_id for command in world.done] == ["back", "back"]
+    assert world.received_at_ms[0] == world.received_at_ms[1]  # when it came, not when it was carried on
 
 
 async def test_a_status_that_no_answer_has_room_for_says_where_to_look(world: World) -> None:
     """It was dropped: whoever asked a worker of sixty scenarios heard that there is no worker."""
     found = {"scenarios": {f"scenario-{number}": {"waiting_for": "x" * 1_000} for number in range(100)}}
 
-    async def told(_: Command) -> dict[str, Any]:
+    async def told(_: Command, received_at_ms: int) -> dict[str, Any]:
         return found
 
     world.control._carry_out = told

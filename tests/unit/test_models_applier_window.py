@@ -42,6 +42,23 @@ class Failing(NoopApplicator):
         return None if served == self.bad and self.looks > 1 else served
 
 
+class StuckOnTheWayBack(NoopApplicator):
+    """Does not come back from the next apply while it is `stuck`, as when the worker is killed there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stuck = False
+        self.reached = asyncio.Event()
+        self.brought: list[str] = []
+
+    async def apply(self, model: Model, content: bytes) -> None:
+        self.brought.append(model.sha256)
+        if self.stuck:
+            self.reached.set()
+            await asyncio.Event().wait()
+        await super().apply(model, content)
+
+
 async def registered(store: Store, registry: Registry, folder: Path, n: int) -> Model:
     """An adapter, version n, as a run registers it."""
     one = register(folder, n)
@@ -171,8 +188,45 @@ async def test_a_rollback_within_the_window_has_the_last_word_over_what_waited_b
         assert await applier.begun_by("S", "command") is None
 
 
+async def test_a_worker_that_is_killed_on_the_way_back_from_a_given_up_adapter_goes_back_in_its_next_life(
+    tmp_path: Path,
+) -> None:
+    """It brought that adapter again, watched it once more and called it done; what had waited behind it went live."""
+    async with opened(tmp_path, "memory") as store:
+        registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), StuckOnTheWayBack()
+        first, second, third = [await registered(store, registry, tmp_path / "data", n) for n in (1, 2, 3)]
+        await applier_over(store, registry, applicator, 0).apply(first, by="trigger")
+        killed = applier_over(store, registry, applicator, 600)
+        applying = asyncio.create_task(killed.apply_now(second, by="command v2", asked_at_ms=1_000))
+        while await applicator.served("S") != second.sha256:  # noqa: ASYNC110 - it serves what it is told
+            await asyncio.sleep(0)
+        applicator.stuck = True
+        now_ms = SystemClock().now_ms()
+        rollback = asyncio.create_task(killed.rollback("S", by="command back", asked_at_ms=now_ms + 10))
+        await asyncio.wait_for(applicator.reached.wait(), 5)
+        for task in (applying, rollback):
+            task.cancel()
+        await asyncio.wait((applying, rollback))
+        assert (await store.deployments("S"))[0].given_up_by == "command back"
+
+        applicator.stuck = False
+        next_life = applier_over(store, registry, applicator, 600)  # would watch for so long
+        skipped = await asyncio.wait_for(next_life.apply_now(third, by="command v3", asked_at_ms=now_ms + 9), 5)
+        assert isinstance(skipped, ApplySkipped)
+        assert "a rollback came while it waited" in skipped.reason
+        assert await states(store) == [(second.model_id, "failed"), (first.model_id, "verified")]
+        assert applicator.brought == [first.sha256, second.sha256, first.sha256, first.sha256]
+        begun = await next_life.begun_by("S", "command back")
+        assert begun is not None
+        back = await next_life.end_of(*begun, by="command back")
+        assert (back.model_id, back.previous_model_id) == (first.model_id, second.model_id)
+        later = applier_over(store, registry, applicator, 0)
+        await later.apply_now(third, by="command again", asked_at_ms=now_ms + 11)
+        assert await applicator.served("S") == third.sha256
+
+
 async def test_a_rollback_within_the_window_whose_way_back_fails_says_so(tmp_path: Path) -> None:
-    """Else somebody in trouble would think that it is over."""
+    """Else somebody in trouble would think that it is over; whoever applied hears it too."""
     async with opened(tmp_path, "memory") as store:
         registry, applicator = Registry(store, ModelFiles(tmp_path / "data")), NoopApplicator()
         one, two = [await registered(store, registry, tmp_path / "data", n) for n in (1, 2)]
@@ -184,7 +238,7 @@ async def test_a_rollback_within_the_window_whose_way_back_fails_says_so(tmp_pat
         (Path(urlsplit(one.uri).path) / "model.json").unlink()
         with pytest.raises(ApplyFailed, match="given up in its health window by anna; and the way back failed"):
             await asyncio.wait_for(applier.rollback("S", by="anna"), 5)
-        with pytest.raises(ApplyFailed):
+        with pytest.raises(ApplyFailed, match="given up in its health window by anna; and the way back failed"):
             await applying
 
 

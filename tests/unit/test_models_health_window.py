@@ -82,7 +82,7 @@ async def test_what_is_given_up_during_the_last_look_is_given_up(model: Model) -
         async def served(self, scenario: str) -> str | None:
             answer = await super().served(scenario)
             if self.looked == 10:
-                assert window.give_up("S", "an operator") == model
+                assert window.give_up("S", "an operator", at_ms=1) == model
             return answer
 
     fickle = GivenUpLate(model.sha256)

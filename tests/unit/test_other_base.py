@@ -132,8 +132,8 @@ async def test_an_adapter_that_failed_goes_also_where_the_one_before_it_cannot_c
             await changed.applier.apply_now(two, by="anna")
         assert await server.served("S") == (one.sha256 if fault == "refuses" else None)
         (row, *_) = await store.deployments("S")
-        assert row.stranded
-        assert "and the way back failed: version 1 of S was trained on tiny" in row.detail
+        assert row.stranded == (fault == "broken")
+        assert ("and the way back failed: version 1 of S was trained on tiny" in row.detail) == row.stranded
 
 
 def directory(place: Path) -> Path:

@@ -72,7 +72,7 @@ class Worker:
             ),
         )  # fmt: skip
 
-    async def _carry_out(self, command: Command) -> dict[str, Any]:
+    async def _carry_out(self, command: Command, received_at_ms: int) -> dict[str, Any]:
         self.done.append(command)
         return {"times": len(self.done)}
 

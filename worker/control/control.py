@@ -112,13 +112,16 @@ class Control:
         source: CommandSource,
         ledger: CommandLedger,
         clock: Clock,
-        carry_out: Callable[[Command], Awaitable[dict[str, Any]]],
+        carry_out: Callable[[Command, int], Awaitable[dict[str, Any]]],
         *,
         worker_id: str,
         scenarios: frozenset[str],
         admission: Admission,
     ) -> None:
-        """`admission` says which commands are obeyed; where they must be signed, others get not even an answer."""
+        """`carry_out` takes a command and when it came, Unix ms.
+
+        `admission` says which commands are obeyed; where they must be signed, others get not even an answer.
+        """
         self._source = source
         self._ledger = ledger
         self._clock = clock
@@ -197,8 +200,9 @@ class Control:
 
     async def _begin(self, command: Command, message: ControlMessage) -> None:
         ledger_id = self._ledger_id(command)
+        received_at_ms = self._clock.now_ms()
         try:
-            known = await self._accept(command, ledger_id, message)
+            known = await self._accept(command, ledger_id, message, received_at_ms)
         except DataRefused as error:
             known = Rejection(Reason.STORE_REFUSED, str(error))
         if isinstance(known, StoredCommand) and _is_another(known, command):
@@ -216,13 +220,13 @@ class Control:
             log.info("command_accepted", command=command.command, command_id=command.command_id)
             await self._reply(message, command.command_id, "accepted", {}, None)
             self._waiting[ledger_id].append(message)
-            self._start(self._execute(command, ledger_id))
+            self._start(self._execute(command, ledger_id, received_at_ms))
             return
         self.stats.repeated += 1
         await self._reply(message, command.command_id, known.status, known.result, known.error)
 
     async def _accept(
-        self, command: Command, ledger_id: str, message: ControlMessage
+        self, command: Command, ledger_id: str, message: ControlMessage, received_at_ms: int
     ) -> StoredCommand | Rejection | None:
         """Store it, as soon as the store takes it; its time may be over by then."""
         stored = StoredCommand(
@@ -230,7 +234,7 @@ class Control:
             command=command.command,
             scenario=command.scenario,
             body=message.body,
-            received_at_ms=self._clock.now_ms(),
+            received_at_ms=received_at_ms,
             reply_to=message.reply_to,
             correlation_id=message.correlation_id,
         )
@@ -251,12 +255,12 @@ class Control:
             log.warning("shutdown_not_stored", command_id=command.command_id, error=str(error))
             return None
 
-    async def _execute(self, command: Command, ledger_id: str) -> None:
+    async def _execute(self, command: Command, ledger_id: str, received_at_ms: int) -> None:
         status: FinalStatus = "done"
         error: str | None = None
         result: dict[str, Any] = {}
         try:
-            result = await self._carry_out(command)
+            result = await self._carry_out(command, received_at_ms)
         except CommandRefused as refused:
             status, error = "refused", str(refused)
         except CommandFailed as failed:
@@ -309,7 +313,7 @@ class Control:
 
     async def _answer_status(self, command: Command, message: ControlMessage) -> None:
         try:
-            result = await self._carry_out(command)
+            result = await self._carry_out(command, self._clock.now_ms())
         except WorkerError as error:
             await self._reply(message, command.command_id, "failed", {}, str(error))
             return
@@ -345,7 +349,7 @@ class Control:
             else:
                 # Done again, all give the same result: runs and deployments are found by their command's id.
                 log.info("command_resumed", command=command.command, command_id=command.command_id)
-                self._start(self._execute(command, stored.command_id))
+                self._start(self._execute(command, stored.command_id, stored.received_at_ms))
 
     def _ledger_id(self, command: Command) -> str:
         """Each worker has its own copy of a broadcast command, and its own answer."""

@@ -76,17 +76,20 @@ class Operations:
     #: One after the other too: of a pause of all scenarios and the release of one, the later has the last word on it.
     _pausing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
-    async def carry_out(self, command: Command) -> dict[str, Any]:
-        """Do it and say what came of it. Raises `CommandRefused`, `CommandFailed`, or another `WorkerError`."""
+    async def carry_out(self, command: Command, received_at_ms: int | None = None) -> dict[str, Any]:
+        """Do it and say what came of it. Raises `CommandRefused`, `CommandFailed`, or another `WorkerError`.
+
+        `received_at_ms`: when it came, Unix ms, maybe to an earlier life; None for just now.
+        """
         by = f"command {command.command_id}"
         args = command.args
         match args:
             case TrainNow():
                 return await self._train_now(_scenario(command), args, command.command_id)
             case Apply():
-                return await self._apply(_scenario(command), args, by)
+                return await self._apply(_scenario(command), args, by, received_at_ms)
             case Rollback():
-                return await self._rollback(_scenario(command), args, by)
+                return await self._rollback(_scenario(command), args, by, received_at_ms)
             case Rebuild():
                 await self.store.rebuild(_scenario(command))
                 return {"projected": await self.projector.catch_up()}
@@ -166,7 +169,7 @@ class Operations:
             "new_sessions": max(0, facts.counted_sessions - state.trained_sessions),
         }
 
-    async def _apply(self, scenario: str, args: Apply, by: str) -> dict[str, Any]:
+    async def _apply(self, scenario: str, args: Apply, by: str, asked_at_ms: int | None) -> dict[str, Any]:
         async with self._before_turns[scenario]:
             begun = await self.applier.begun_by(scenario, by)
             if begun is None:
@@ -177,12 +180,12 @@ class Operations:
                 _is_of(args.kind, model)
         if begun is not None:
             return plain(await self.applier.end_of(*begun, by=by))
-        result = await self.applier.apply_now(model, by=by, forced=args.force)
+        result = await self.applier.apply_now(model, by=by, forced=args.force, asked_at_ms=asked_at_ms)
         if isinstance(result, ApplySkipped):
             raise CommandRefused(result.reason)
         return plain(result)
 
-    async def _rollback(self, scenario: str, args: Rollback, by: str) -> dict[str, Any]:
+    async def _rollback(self, scenario: str, args: Rollback, by: str, asked_at_ms: int | None) -> dict[str, Any]:
         async with self._before_turns[scenario]:
             begun = await self.applier.begun_by(scenario, by)
             to = None if args.model_id is None else await self.registry.find(scenario, args.model_id)
@@ -191,7 +194,7 @@ class Operations:
             kind = args.kind or (await self.applier.changed_last(scenario) if to is None else to.kind)
         if begun is not None:
             return plain(await self.applier.end_of(*begun, by=by))
-        return plain(await self.applier.rollback(scenario, by=by, kind=kind, to=to))
+        return plain(await self.applier.rollback(scenario, by=by, kind=kind, to=to, asked_at_ms=asked_at_ms))
 
     async def _replay(self, scenario: str, args: ReplayQuarantine) -> dict[str, Any]:
         counts = await replay_quarantine(

@@ -7,7 +7,7 @@ decided, `Deployer` carries out.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -76,11 +76,10 @@ class Applier:
         trained on; None where it is not on this machine.
         """
         self._registry = registry
+        self._clock = clock
         self._mode_of = mode_of
         self._history = LiveHistory(store, depth=max_history)
         self._turns: defaultdict[tuple[str, ModelKind], asyncio.Lock] = defaultdict(asyncio.Lock)
-        #: Rollbacks within a health window, by scenario: they came before the turn of all that waited then.
-        self._early_rollbacks: Counter[str] = Counter()
         self.stats = ApplierStats()
         health_window = health_window or HealthWindow(0, clock)
         self._serving = Serving(registry, applicators, health_window, endpoint_of, base_sha256)
@@ -106,41 +105,48 @@ class Applier:
         """What keeps the live model from being served, for people; None where nothing was seen that does."""
         return self._deployer.why_unserved(scenario, kind)
 
-    async def apply(self, model: Model, *, by: str) -> ApplyResult:
-        """Obey the apply mode: `auto` applies what the gate blesses, and never an older version over a newer one."""
+    async def apply(self, model: Model, *, by: str, asked_at_ms: int | None = None) -> ApplyResult:
+        """Obey the apply mode: `auto` applies what the gate blesses, and never an older version over a newer one.
+
+        `asked_at_ms`, here and below: when that was asked for, Unix ms; None for just now.
+        """
         if self._mode_of(model.scenario) == "manual" and model.gate_verdict == "blessed":
             return self._skip(model, f"apply mode is manual; apply it with: {_command(model)}")
-        return await self._apply(model, by=by, forced=False, if_newer=True)
+        return await self._apply(model, by=by, forced=False, if_newer=True, asked_at_ms=asked_at_ms)
 
-    async def apply_now(self, model: Model, *, by: str, forced: bool = False) -> ApplyResult:
+    async def apply_now(
+        self, model: Model, *, by: str, forced: bool = False, asked_at_ms: int | None = None
+    ) -> ApplyResult:
         """Apply whatever the mode; what the gate does not bless only where `forced`. Raises `ApplyFailed`."""
-        return await self._apply(model, by=by, forced=forced, if_newer=False)
+        return await self._apply(model, by=by, forced=forced, if_newer=False, asked_at_ms=asked_at_ms)
 
-    async def _apply(self, model: Model, *, by: str, forced: bool, if_newer: bool) -> ApplyResult:
+    async def _apply(
+        self, model: Model, *, by: str, forced: bool, if_newer: bool, asked_at_ms: int | None
+    ) -> ApplyResult:
         if model.gate_verdict != "blessed" and not forced:
             reasons = "; ".join(model.gate_reasons)
             return self._skip(
                 model, f"the gate says {model.gate_verdict} ({reasons}); override it with: {_command(model)} --force"
             )
-        rollbacks = self._early_rollbacks[model.scenario]
+        asked_at_ms = self._clock.now_ms() if asked_at_ms is None else asked_at_ms
         result: ApplyResult = await _unless_overtaken()(
-            self._apply_in_turn, model, by=by, forced=forced, if_newer=if_newer, rollbacks=rollbacks
+            self._apply_in_turn, model, by=by, forced=forced, if_newer=if_newer, asked_at_ms=asked_at_ms
         )
         return result
 
     async def _apply_in_turn(
-        self, model: Model, *, by: str, forced: bool, if_newer: bool, rollbacks: int
+        self, model: Model, *, by: str, forced: bool, if_newer: bool, asked_at_ms: int
     ) -> ApplyResult:
         async with self._turn(model.scenario, model.kind):
-            if model.kind == "lora" and self._early_rollbacks[model.scenario] != rollbacks:
+            rows = await self._history.rows(model.scenario, model.kind)
+            if (done := await self._done_by(rows, by)) is not None:
+                return done
+            if any(row.given_up_by and row.at_ms >= asked_at_ms for row in rows):
                 # What was live before is what the operator wants live, and this was asked for before the rollback.
                 return self._skip(
                     model,
                     f"a rollback came while it waited; apply it, where it is still wanted, with: {_command(model)}",
                 )
-            rows = await self._history.rows(model.scenario, model.kind)
-            if (done := await self._done_by(rows, by)) is not None:
-                return done
             live = await self._registry.champion(model.scenario, model.kind)
             if if_newer and live is not None and live.version >= model.version:
                 newer = " and newer" if live.version > model.version else ""
@@ -175,21 +181,31 @@ class Applier:
         return Applied(row.model_id, row.previous_model_id, row.deployment_id, model.kind, row.detail)
 
     async def rollback(
-        self, scenario: str, *, by: str, kind: ModelKind | None = None, to: Model | None = None
+        self,
+        scenario: str,
+        *,
+        by: str,
+        kind: ModelKind | None = None,
+        to: Model | None = None,
+        asked_at_ms: int | None = None,
     ) -> Applied:
         """Go back to the model that was live before, or to an earlier one. Raises `NoPrevious`, `ApplyFailed`.
 
         Without `kind` and `to`: of the kind that was changed last. An adapter that is still in its health window is
         given up by it: what was live before is live again, and nothing earlier.
         """
-        back: Applied = await _unless_overtaken()(self._rollback_in_turn, scenario, by=by, kind=kind, to=to)
+        asked_at_ms = self._clock.now_ms() if asked_at_ms is None else asked_at_ms
+        back: Applied = await _unless_overtaken()(
+            self._rollback_in_turn, scenario, by=by, kind=kind, to=to, asked_at_ms=asked_at_ms
+        )
         return back
 
-    async def _rollback_in_turn(self, scenario: str, *, by: str, kind: ModelKind | None, to: Model | None) -> Applied:
+    async def _rollback_in_turn(
+        self, scenario: str, *, by: str, kind: ModelKind | None, to: Model | None, asked_at_ms: int
+    ) -> Applied:
         kind = to.kind if to is not None else kind or await self.changed_last(scenario)
         if to is None and kind == "lora" and self._deployer.watches(scenario):
-            self._early_rollbacks[scenario] += 1
-            return await self._deployer.give_up(scenario, by)
+            return await self._deployer.give_up(scenario, by, at_ms=asked_at_ms)
         async with self._turn(scenario, kind):
             rows = await self._history.rows(scenario, kind)
             if (done := await self._done_by(rows, by)) is not None:

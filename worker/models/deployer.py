@@ -133,7 +133,9 @@ class Deployer:
                 await self._serving.watch(model)
             endpoint = await self._serving.endpoint(model)
         except ApplyFailed as error:
-            await self._fail(started, model, error)
+            failed = await self._fail(started, model, error)
+            if failed.stranded:
+                raise ApplyFailed(failed.detail) from error
             raise
         crash.point("apply_brought")
         verified = await self._end(self._verify, started, model, detail, endpoint)
@@ -157,12 +159,12 @@ class Deployer:
             log.warning("old_models_not_removed", scenario=model.scenario, error=str(error))
         return Applied(model.model_id, started.previous_model_id, started.deployment_id, model.kind, verified.detail)
 
-    async def give_up(self, scenario: str, by: str) -> Applied:
+    async def give_up(self, scenario: str, by: str, *, at_ms: int) -> Applied:
         """End the health window of the scenario's adapter that it `watches`: what was live before is live again.
 
-        Raises `ApplyFailed`, `NoPrevious`.
+        That was asked for at `at_ms`, Unix ms. Raises `ApplyFailed`, `NoPrevious`.
         """
-        watched = self._health_window.give_up(scenario, by)
+        watched = self._health_window.give_up(scenario, by, at_ms)
         # Until its way back is gone. Not until the turn is free: another apply may wait for that, and watch for long.
         ended = self._given_up.setdefault(scenario, asyncio.get_running_loop().create_future())
         row, restored = await asyncio.shield(ended)
@@ -177,6 +179,8 @@ class Deployer:
             try:
                 if (later := ended_after(deployment, rows)) is not None:
                     await self._supersede(deployment, model, later)
+                elif deployment.given_up_by:
+                    await self._fail(deployment, model, GivenUp(model, deployment.given_up_by, deployment.at_ms))
                 else:
                     await self.deploy(deployment, model)
             except DataRefused as error:  # another worker had only been frozen, and has ended it since we looked
@@ -248,8 +252,8 @@ class Deployer:
         await self._while_store_is_away(_PATIENCE_BEFORE)(self._write, moved, None, [event], after=after)
         self._on_event()
 
-    async def _fail(self, started: Deployment, model: Model, reason: ApplyFailed) -> None:
-        """Put back what was live, and say so in row and events. Raises `EndNotStored`."""
+    async def _fail(self, started: Deployment, model: Model, reason: ApplyFailed) -> Deployment:
+        """Put back what was live, and say so in events and in the row, which comes back. Raises `EndNotStored`."""
         self._stats.failed += 1
         given_up = self._given_up.pop(started.scenario, None) if model.kind == "lora" else None
         try:
@@ -262,13 +266,16 @@ class Deployer:
         log.error("apply_failed", scenario=started.scenario, model_id=started.model_id, detail=failed.detail)
         if given_up is not None:
             given_up.set_result((failed, restored))
+        return failed
 
     async def _go_back(self, started: Deployment, model: Model, reason: ApplyFailed) -> tuple[Deployment, Model | None]:
         """The row's end, and what is served again."""
+        if isinstance(reason, GivenUp):
+            # First of all: a worker that is killed on the way back would bring it again at its next start.
+            started = replace(started, given_up_by=reason.by, at_ms=reason.at_ms)
+            await self._end(self._write, started)
         live = await self._end(self._registry.champion, started.scenario, model.kind)
-        failed = replace(
-            started, state="failed", detail=str(reason), given_up_by=reason.by if isinstance(reason, GivenUp) else ""
-        )
+        failed = replace(started, state="failed", detail=str(reason))
         restored: Model | None = None
         endpoint: Endpoint | None = None
         try:
@@ -283,7 +290,9 @@ class Deployer:
             failed = replace(failed, stranded=True, detail=f"{reason}; and the way back failed{why}")
             if live is not None:
                 self._unserved[started.scenario, model.kind] = str(error)
-        failed.at_ms = now_ms = self._clock.now_ms()
+        now_ms = self._clock.now_ms()
+        if not failed.given_up_by:
+            failed.at_ms = now_ms
         events = [self._announcer.apply_failed(failed, model, now_ms=now_ms)]
         if restored is not None:
             events.append(

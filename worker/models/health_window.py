@@ -23,16 +23,17 @@ _MOST_SECONDS_BETWEEN: Final = 5.0
 class GivenUp(ApplyFailed):
     """Somebody ended the window by a rollback."""
 
-    def __init__(self, model: Model, by: str) -> None:
-        """`by`: who."""
+    def __init__(self, model: Model, by: str, at_ms: int) -> None:
+        """`by`: who; `at_ms`: when they asked for it, Unix ms."""
         super().__init__(f"version {model.version} was given up in its health window by {by}")
         self.by = by
+        self.at_ms = at_ms
 
 
 @dataclass(slots=True)
 class _Watched:
     model: Model
-    given_up_by: str = ""
+    verdict: GivenUp | None = None
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -50,10 +51,10 @@ class HealthWindow:
         """Whether a model of the scenario is being watched."""
         return scenario in self._watched
 
-    def give_up(self, scenario: str, by: str) -> Model:
+    def give_up(self, scenario: str, by: str, at_ms: int) -> Model:
         """End the watch of the scenario's model as failed, since somebody says so; KeyError where none is watched."""
         watched = self._watched[scenario]
-        watched.given_up_by = by
+        watched.verdict = GivenUp(watched.model, by, at_ms)
         watched.given_up.set()
         return watched.model
 
@@ -91,8 +92,8 @@ class HealthWindow:
         self._refuse_given_up(watched)  # during the last look: whoever said so was told that it is
 
     def _refuse_given_up(self, watched: _Watched) -> None:
-        if watched.given_up.is_set():
-            raise GivenUp(watched.model, watched.given_up_by)
+        if watched.verdict is not None:
+            raise watched.verdict
 
     def _what(self, applicator: Applicator, model: Model) -> str:
         return (

@@ -68,16 +68,22 @@ class Serving:
         if served != model.sha256:
             raise ApplyFailed(
                 f"{applicator.target(model.scenario)} serves {served or 'no model'}, not {model.sha256} "
-                f"(version {model.version}); the model before it is served again"
+                f"(version {model.version})"
             )
         return detail or ""
 
     async def restore(self, live: Model, *, failed: Model) -> None:
-        """Serve `live` again, whose place `failed` was to take. Where it is of another base, only that one goes."""
+        """Serve `live` again, whose place `failed` was to take.
+
+        Where it is of another base it is not brought: it is served still, or `failed` goes and `OtherBase` comes.
+        """
         try:
             await self.bring(live)
         except OtherBase:
-            if await self.served(failed.scenario, failed.kind) == failed.sha256:
+            served = await self.served(failed.scenario, failed.kind)
+            if served == live.sha256:
+                return
+            if served == failed.sha256:
                 await self.withdraw(failed.scenario, failed.kind)
             raise
 

@@ -107,7 +107,7 @@ def changes_state(stored: Deployment, new: Deployment) -> bool:
             f"{stored.scenario}; another one needs an id of its own"
         )
     if stored.state == new.state:
-        return False
+        return new.state == "started" and stored.given_up_by == "" != new.given_up_by
     if stored.state != "started":
         raise Overtaken(
             f"deployment {new.deployment_id} has ended as {stored.state!r} and cannot become {new.state!r}; "

@@ -90,7 +90,7 @@ class HandOver:
         """As the apply mode says, or as the command said; once, though `recover` may find what `begin` is to take."""
         if run.run_id in self._came:
             return
-        by = str(run.trigger.get("by", "trigger"))
+        by, asked = str(run.trigger.get("by", "trigger")), run.ended_at_ms
         # The training is committed: a store that is away for a moment must not leave its model lying until a restart.
         attempts = AsyncRetrying(
             stop=after(self._clock, _PATIENCE),
@@ -100,9 +100,9 @@ class HandOver:
         )
         try:
             if run.apply is None:
-                came: ApplyResult | ApplyFailed = await attempts(self._applier.apply, model, by=by)
+                came: ApplyResult | ApplyFailed = await attempts(self._applier.apply, model, by=by, asked_at_ms=asked)
             elif run.apply:
-                came = await attempts(self._applier.apply_now, model, by=by)
+                came = await attempts(self._applier.apply_now, model, by=by, asked_at_ms=asked)
             else:
                 came = ApplySkipped(model.model_id, "the command said not to apply")
         except ApplyFailed as error:  # told of by row and event; the training itself is done

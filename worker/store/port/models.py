@@ -48,9 +48,9 @@ class Deployment(Struct, kw_only=True):
     state: Literal["started", "verified", "failed"]
     by: str
     forced: bool
-    at_ms: int
+    at_ms: int  # of its state; of one that was given up: when that was asked for
     detail: str = ""
-    given_up_by: str = ""  # of a failed one: who gave it up in its health window by a rollback
+    given_up_by: str = ""  # who gave it up in its health window by a rollback; `started` still, it is on its way back
     stranded: bool = False  # of a failed one: what was live before it could not be brought again
 
 
@@ -79,8 +79,8 @@ class ModelRegistry(Protocol):
     ) -> None:
         """Append to the deployment log, move aliases, queue events: one transaction.
 
-        A known `deployment_id` moves on to its new state. An alias of None is removed. A `verified` `apply` counts in
-        `models_applied` once.
+        A known `deployment_id` moves on to its new state; a `started` one may be given up, once. An alias of None is
+        removed. A `verified` `apply` counts in `models_applied` once.
 
         Several workers may have the store: a new row comes `after` the one by which it was decided, the newest of its
         kind in its scenario (None: there is none). `Overtaken`, without any effect, where another is the newest by now,
