@@ -22,7 +22,9 @@ class LoraSettings(BaseSettings):
         "sft", description="sft learns from successful episodes, dpo from pairs of attempts of one group"
     )
     lora_rank: int = Field(16, ge=1, le=256, description="rank of the adapter's matrices")
-    lora_alpha: float = Field(32.0, gt=0, description="scale of the adapter; in force is alpha / rank")
+    lora_alpha: float = Field(
+        32.0, gt=0, allow_inf_nan=False, description="scale of the adapter; in force is alpha / rank"
+    )
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapter's input while training")
     lora_target_modules: CommaList = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -41,7 +43,9 @@ class LoraSettings(BaseSettings):
         lt=2**32,
         description="of first weights, order and dropout; the same data and seed give the same adapter",
     )
-    lora_dpo_beta: float = Field(0.1, gt=0, description="how strongly dpo holds on to the base model")
+    lora_dpo_beta: float = Field(
+        0.1, gt=0, allow_inf_nan=False, description="how strongly dpo holds on to the base model"
+    )
     lora_min_examples: int = Field(20, ge=1, description="fewer examples are not trained on")
     lora_max_episodes: int = Field(
         20_000,

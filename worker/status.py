@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from worker.outbox import OutboxRelay
 from worker.projector.projector import Projector
 from worker.sink.quarantine_room import RoomReport
 from worker.sink.sink import Sink
-from worker.store.port import ModelKind, ModelRegistry, Store, alias_of, trigger_key
+from worker.store.port import ModelKind, ModelRegistry, Store, TriggerState, alias_of, trigger_key
 from worker.store.watch import WriteWatch
 from worker.training.execution import Current
 from worker.training.runs import RunManager
@@ -169,7 +169,8 @@ class StatusReporter:
 
     async def _stored(self, name: str) -> dict[str, Any]:
         facts = await self.store.facts(name)
-        state = await self.store.trigger_state(trigger_key(name, self.runs.kinds[0]))
+        states = [await self.store.trigger_state(trigger_key(name, kind)) for kind in self.runs.kinds]
+        state = states[0]
         aliases = await self.store.aliases(name)
         newest = await self.store.models(name, kind="offline", limit=1)
         current = self.runs.current(name)
@@ -185,7 +186,7 @@ class StatusReporter:
             "episodes_created": facts.episodes,
             "trainings_completed": facts.trainings_completed,
             "models_applied": facts.models_applied,
-            "last_train_at_ms": state.last_success_at_ms,
+            "last_train_at_ms": last_success(states),
             "started_at_ms": self.started_at_ms,
             # Ours.
             "batches": facts.batches,
@@ -206,8 +207,8 @@ class StatusReporter:
             "adapter": adapter,
             "adapter_training_failures": None if adapter_state is None else adapter_state.failures,
             "last_adapter_train_at_ms": None if adapter_state is None else adapter_state.last_success_at_ms,
-            "trigger_errors": state.trigger_errors,
-            "last_trigger_error": state.last_trigger_error,
+            "trigger_errors": sum(each.trigger_errors for each in states),
+            "last_trigger_error": next((each.last_trigger_error for each in states if each.last_trigger_error), None),
             "training_paused": state.paused,
             "doing": self._doing(name) if current is None else _trains(current),
             "waiting_for": await self.scheduler.waiting_for(name),
@@ -224,6 +225,11 @@ def _unserved(scenario: str, told: Mapping[str, Any]) -> str | None:
     if adapter is None or adapter["served"]:
         return None
     return f"{scenario}: adapter version {adapter['version']} is live but not served: {adapter['not_served_because']}"
+
+
+def last_success(states: Iterable[TriggerState]) -> int | None:
+    """When the last training of any kind succeeded, Unix ms; None where none did."""
+    return max((state.last_success_at_ms for state in states if state.last_success_at_ms is not None), default=None)
 
 
 async def last_failures(store: Store, scenario: str, kinds: Sequence[ModelKind]) -> list[dict[str, Any]]:

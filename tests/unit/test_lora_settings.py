@@ -12,6 +12,7 @@ from msgspec import Struct
 from pydantic import SecretStr
 
 from worker.episodes.rules import Rules
+from worker.errors import ConfigurationError
 from worker.lora_settings import LoraSettings
 from worker.models.applicators.chosen import lora_applicator
 from worker.settings import Settings, load_settings
@@ -101,6 +102,21 @@ def test_the_defaults_are_the_domains() -> None:
     assert load_settings().lora_timeout == 6 * 3600
     plan = plan_of(load_settings(data_dir="/d"))
     assert (plan.runs_dir, plan.outputs_dir) == (Path("/d/lora/data"), Path("/d/lora/adapters"))
+
+
+#: The domain's bounds, and what a number can be that is none.
+REFUSED: dict[str, list[Any]] = {
+    "lora_objective": ["ppo"], "lora_rank": [0, 257], "lora_alpha": [0, "inf", "nan"], "lora_dropout": [-0.1, 1],
+    "lora_epochs": [0], "lora_batch_size": [0], "lora_gradient_accumulation": [0],
+    "lora_learning_rate": [0, 1.5, "nan"], "lora_max_seq_length": [15], "lora_seed": [-1, 2**32],
+    "lora_dpo_beta": [0, "inf", "nan"], "lora_min_examples": [0], "lora_device": ["tpu"], "lora_timeout": [0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
+def test_a_value_out_of_its_range_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"SWARM_{name.upper()}"):
+        load_settings(**{name: value})
 
 
 def test_a_gguf_base_is_what_llama_cpp_serves(tmp_path: Path) -> None:

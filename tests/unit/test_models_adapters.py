@@ -22,6 +22,7 @@ from worker.durable import make_private_directory
 from worker.errors import ApplyFailed, NotFound, StoreUnavailable
 from worker.learning.validation import Verdict
 from worker.models.adapter import AdapterFile, adapter_directory, decode, encode
+from worker.models.adapter_files import check_adapter
 from worker.models.applicators.noop import NoopApplicator
 from worker.models.applier import ApplySkipped
 from worker.models.deployer import Applied, NoPrevious
@@ -119,7 +120,23 @@ def _link_folder(path: Path) -> None:
     path.parent.symlink_to(path.parent.with_name("moved"))
 
 
-SPOILT = [_remove, _change, _lengthen, _link, _pipe, _link_folder]
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+SPOILT = [_remove, _change, _lengthen, _link, _pipe, _folder, _link_folder]
+
+
+@pytest.mark.parametrize("spoil", [_link, _pipe, _folder])
+def test_what_is_no_file_is_called_so_and_leaves_nothing_open(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    """The keeper looks again and again: a descriptor each time ends the worker."""
+    document = decode(make_adapter(tmp_path, scenario="S", data_sha256="", text="x"))
+    spoil(tmp_path / "adapter" / NAMES[1])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ValueError, match="is no regular file"):
+        check_adapter(document, tmp_path / "adapter")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("spoil", SPOILT)

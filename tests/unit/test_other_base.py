@@ -190,6 +190,19 @@ def test_of_a_base_that_was_never_here_nothing_is_known(tmp_path: Path, monkeypa
     assert ConfiguredBase("some/base").sha256() is None
 
 
+def test_a_base_that_was_here_and_is_gone_is_told_and_not_taken_for_one_on_another_machine(tmp_path: Path) -> None:
+    """Nothing was compared then: an adapter of another base was brought and called verified."""
+    path = directory(tmp_path / "base")
+    base, known = ConfiguredBase(str(path)), ConfiguredBase(str(path))
+    sha256 = known.sha256()
+    path.rename(tmp_path / "away")
+    for each in (base, known):
+        with pytest.raises(ApplyFailed, match=r"SWARM_LORA_BASE_MODEL: .*base cannot be read: .*is gone"):
+            each.sha256()
+    (tmp_path / "away").rename(path)
+    assert base.sha256() == known.sha256() == sha256
+
+
 def test_a_base_that_cannot_be_read_names_its_setting(tmp_path: Path) -> None:
     path = directory(tmp_path / "base")
     (path / "model.safetensors").unlink()

@@ -98,11 +98,11 @@ async def test_the_adapter_is_told_as_it_was_seen_when_it_was_applied(tmp_path: 
         assert "S: adapter: version 1, at http://llm:8000 (S); detail 1" in ended.output
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("offline", "offline"), ("lora", "lora"), ("full", "offline")])
-async def test_without_a_worker_the_memory_is_that_of_what_it_trains(
+@pytest.mark.parametrize(("mode", "kind"), [("offline", "offline"), ("lora", "lora"), ("full", "lora")])
+async def test_without_a_worker_the_last_training_is_that_of_what_it_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, kind: ModelKind
 ) -> None:
-    """As the worker itself tells it: in mode `lora` nobody ever trained an offline model."""
+    """As the worker itself tells it: in mode `full` the later one, of whichever kind."""
     async with opened(tmp_path) as store:
         await worker_over(store, tmp_path).feed(1)
         for each, at_ms in TRAINED_AT.items():

@@ -60,6 +60,18 @@ async def test_a_child_that_dies_is_a_reason(tmp_path: Path, script: str, reason
     assert end.reason == reason
 
 
+async def test_a_child_finds_no_answers_that_an_earlier_attempt_left(tmp_path: Path) -> None:
+    """Those of the base and the champion on other held-out questions were registered with this adapter."""
+    output = tmp_path / "output"
+    output.mkdir(mode=0o700)
+    for name in ("model.json", "result.json", "before.json", "checkpoint"):
+        (output / name).touch()
+    (tmp_path / "run").mkdir(mode=0o700)
+    launcher = ChildLauncher(timeout=20, memory_mb=512, grace=0.3, command=(sys.executable, "-P", "-c", "pass"))
+    await launcher.run(tmp_path / "run", lambda *_: None, output_dir=output)
+    assert [path.name for path in output.iterdir()] == ["checkpoint"]
+
+
 async def test_the_last_words_of_a_child_are_kept_and_bounded(tmp_path: Path) -> None:
     """The tail of standard error tells an operator why; megabytes of it do not stay."""
     end = await run_script(tmp_path, "sys.stderr.write('x' * 1_000_000 + 'the cause'); sys.exit(7)")

@@ -23,7 +23,7 @@ from worker.cli.common import (
 )
 from worker.errors import BrokerUnreachable, CommandFailed, NoAnswer, NoListener
 from worker.settings import Settings
-from worker.status import served_adapter
+from worker.status import last_success, served_adapter
 from worker.store.port import EpisodeFilter, trigger_key
 from worker.training.modes import parse_mode
 from worker.wire.commands import Status
@@ -66,19 +66,19 @@ async def _ask(settings: Settings, worker_id: str | None) -> list[dict[str, Any]
 
 
 async def _stored(settings: Settings) -> list[dict[str, Any]]:
-    kind = parse_mode(settings.processor_mode).kinds[0]  # as a worker with these settings tells it
+    kinds = parse_mode(settings.processor_mode).kinds  # as a worker with these settings tells it
     async with reading_store(settings) as store:
         scenarios = {}
         for name in await store.scenarios():
             facts = await store.facts(name)
-            state = await store.trigger_state(trigger_key(name, kind))
+            states = [await store.trigger_state(trigger_key(name, kind)) for kind in kinds]
             aliases = await store.aliases(name)
             scenarios[name] = {
                 "records_received": facts.records,
                 "episodes_created": facts.episodes,
                 "trainings_completed": facts.trainings_completed,
                 "models_applied": facts.models_applied,
-                "last_train_at_ms": state.last_success_at_ms,
+                "last_train_at_ms": last_success(states),
                 "started_at_ms": None,
                 "sessions": facts.sessions,
                 "quarantined": facts.quarantined,
@@ -86,7 +86,7 @@ async def _stored(settings: Settings) -> list[dict[str, Any]]:
                 "aliases": aliases,
                 "adapter": await served_adapter(store, name, aliases),
                 "successes": await store.count_episodes(name, EpisodeFilter(outcome="success")),
-                "training_paused": state.paused,
+                "training_paused": states[0].paused,
             }
     return [{"ready": False, "problems": ["asked the store alone"], "scenarios": scenarios}]
 

@@ -5,6 +5,7 @@ Only what `model.json` names is taken, and nothing that could run code when it i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -87,10 +88,7 @@ def _read(path: Path, copy: int | None = None) -> tuple[int, str]:
     """Size and SHA-256 of a regular file; where `copy` is a descriptor, its bytes go there, to the disk itself."""
     sha256, size = hashlib.sha256(), 0
     try:
-        descriptor = os.open(path, _READ)
-        with os.fdopen(descriptor, "rb") as reader:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError(f"{path} is no regular file")
+        with open(path, "rb", opener=_open_regular) as reader:
             while chunk := reader.read(_CHUNK):
                 sha256.update(chunk)
                 size += len(chunk)
@@ -102,6 +100,19 @@ def _read(path: Path, copy: int | None = None) -> tuple[int, str]:
         if copy is not None:
             os.close(copy)
     return size, sha256.hexdigest()
+
+
+def _open_regular(path: str, _: int) -> int:
+    try:
+        descriptor = os.open(path, _READ)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path} is no regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is no regular file")
+    return descriptor
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

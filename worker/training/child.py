@@ -24,6 +24,7 @@ import worker
 from worker import crash
 from worker.durable import make_private_directory, read_file
 from worker.learning.offline_model import MODEL_FILE
+from worker.models.before import BEFORE_FILE
 from worker.models.files import MODEL_LIMIT
 from worker.redaction import redact
 from worker.training.last_words import ended_with
@@ -271,7 +272,7 @@ def child_environment(run_dir: Path) -> dict[str, str]:
 def _cleared(run_dir: Path, output_dir: Path) -> tuple[Path, Path]:
     """Without an earlier attempt's results; absolute, since the child's working directory is another."""
     make_private_directory(output_dir)
-    for name in (MODEL_FILE, RESULT_FILE):
+    for name in (MODEL_FILE, RESULT_FILE, BEFORE_FILE):
         (output_dir / name).unlink(missing_ok=True)
     return run_dir.resolve(), output_dir.resolve()
 

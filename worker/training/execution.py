@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -212,7 +213,7 @@ class Execution:
 
     def _remove_files(self, run_id: str) -> None:
         for folder in {self._recipe.input_of(run_id), self._recipe.output_of(run_id)}:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_run_folder(folder)
 
     def _on_progress(self, progress: float, text: str) -> None:
         self.current.progress, self.current.text = progress, text
@@ -375,3 +376,10 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
         if not task.cancelled() and task.exception() is None:
             log.info("commit_before_stop")
         raise
+
+
+def remove_run_folder(folder: Path) -> None:
+    """With all that is in it. What cannot be removed costs room, and is told."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        log.warning("run_folder_not_removed", folder=str(folder), cure="remove it by hand; who owns what is in it?")

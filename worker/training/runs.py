@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from worker.errors import ApplyFailed, LeaseLost, StoreError
 from worker.models.applier import Applier, ApplyResult
 from worker.store.port import Model, ModelKind, Run
 from worker.training.endings import MOST_FAILURES, failures_of_window
-from worker.training.execution import Current, Execution, ProcessKilled, Tools
+from worker.training.execution import Current, Execution, ProcessKilled, Tools, remove_run_folder
 from worker.training.handover import HandOver
 
 log = structlog.get_logger(__name__)
@@ -353,4 +352,4 @@ def _remove_but(folder: Path, keep: set[str]) -> None:
     """Only what a run made: the folder may be a link to a disk where other things lie too."""
     for run_dir in folder.iterdir() if folder.is_dir() else ():
         if _RUN_ID.fullmatch(run_dir.name) and run_dir.name not in keep:
-            shutil.rmtree(run_dir, ignore_errors=True)
+            remove_run_folder(run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 from threading import Lock
@@ -16,8 +17,8 @@ _SPEAKING: Final = (
     "added_tokens.json", "special_tokens_map.json", "chat_template.json", "*.jinja",
 )  # fmt: skip
 
-#: Path, size in bytes, time of the last change in ns and inode of each file.
-_Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
+#: Path, size in bytes, times of the last change of content and of anything in ns, and inode of each file.
+_Signature: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
 
 
 def sha256_of_base(base: Path) -> str:
@@ -38,24 +39,29 @@ class ConfiguredBase:
         self._name = name
         self._turn = Lock()
         self._known: tuple[_Signature, str] | None = None
+        self._was_here = base_on_this_machine(name) is not None
 
     def sha256(self) -> str | None:
-        """As `sha256_of_base`; None where it is not on this machine, as where a launcher trains on another.
+        """As `sha256_of_base`; None where it never was on this machine, as where a launcher trains on another.
 
-        Blocking: it reads gigabytes. Raises `ApplyFailed` where it cannot be read.
+        Blocking: it reads gigabytes. Raises `ApplyFailed` where it cannot be read, or is gone: a disk that is not
+        mounted must not let an adapter of another base through.
         """
         with self._turn:
             base = base_on_this_machine(self._name)
-            if base is None:
+            if base is None and not self._was_here:
                 return None
             try:
+                if base is None:
+                    raise FileNotFoundError(errno.ENOENT, "it was here, and is gone", self._name)
+                self._was_here = True
                 signature = _signature(base)
                 if self._known is None or self._known[0] != signature:
                     self._known = signature, sha256_of_base(base)
             except OSError as error:
                 raise ApplyFailed(
-                    f"SWARM_LORA_BASE_MODEL: {base} cannot be read: {error}; so nothing shows that an adapter is of "
-                    "this base"
+                    f"SWARM_LORA_BASE_MODEL: {base or self._name} cannot be read: {error}; so nothing "
+                    "shows that an adapter is of this base"
                 ) from error
             return self._known[1]
 
@@ -66,7 +72,7 @@ def _files(base: Path) -> list[Path]:
 
 def _signature(base: Path) -> _Signature:
     found = [(file, file.stat()) for file in ([base] if base.is_file() else _files(base))]
-    return tuple((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in found)
+    return tuple((str(file), of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino) for file, of in found)
 
 
 def _digest(path: Path) -> str:
