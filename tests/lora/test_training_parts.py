@@ -214,9 +214,16 @@ def test_a_hub_id_without_a_network_is_refused_with_its_reason(monkeypatch: pyte
 
 
 def test_a_base_of_the_hub_is_known_by_its_id(base: TinyBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.training.lora.base.snapshot_download", lambda *_, **__: str(base.directory))
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(base.directory)
+
+    monkeypatch.setattr("worker.training.lora.base.snapshot_download", download)
     found = load_base("somebody/tiny", CPU)
 
+    assert asked == [("somebody/tiny", ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])]  # no pickle
     assert found.document.name == "somebody/tiny"
     assert found.document.sha256 == load_base(str(base.directory), CPU).document.sha256
 

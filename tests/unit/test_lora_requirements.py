@@ -257,7 +257,7 @@ def test_llama_cpp_serves_a_gguf_file_of_an_architecture_that_we_convert(
 def test_the_router_needs_its_preset_and_an_address(flags: dict[str, Any], tmp_path: Path) -> None:
     given = {**flags, "lora_applicator": "llama_router", "lora_serving_base": gguf(tmp_path / "base.gguf")}
     assert "SWARM_LLAMA_PRESET" in refusal(given)
-    assert "SWARM_LLAMA_PRESET" in refusal(given, llama_preset=tmp_path / "no" / "preset.ini")
+    assert "no is no directory; make it" in refusal(given, llama_preset=tmp_path / "no" / "preset.ini")
     given |= {"llama_preset": tmp_path / "preset.ini"}
     assert "SWARM_LLAMA_URL" in refusal(given, llama_url="localhost:8080")
     with_password = refusal(given, llama_url="http://me:canary@host:8080")

@@ -210,6 +210,8 @@ async def test_kinds_have_their_own_champions_histories_and_ways_back(tmp_path: 
         with pytest.raises(NoPrevious, match="no earlier adapter to go back to"):
             await world.applier.rollback("S", by="anna", kind="lora")
         assert (await world.applier.rollback("S", by="anna", kind="offline")).model_id == second.model_id
+        with pytest.raises(NoPrevious, match="nodes asked the base; let them ask that by its name"):
+            await world.applier.rollback("S", by="anna", kind="lora")
         assert await store.aliases("S") == {"champion": second.model_id, "lora-champion": first.model_id}
         for name, model in (("lora-champion", first), ("champion", second), ("4", fourth)):
             assert await world.registry.find("S", name) == model

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.training_world import eventually, given_input, write_input
 from worker.training import child
 from worker.training.child import ChildEnd, ChildLauncher, Died, Finished
-from worker.training.trainer import is_disk_full, is_out_of_memory
+from worker.training.shortages import is_disk_full, is_out_of_memory
 
 #: What a child needs to leave a result that is accepted.
 GOOD_RESULT = """

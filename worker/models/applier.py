@@ -243,6 +243,8 @@ class Applier:
     async def _why_no_earlier(self, scenario: str, kind: ModelKind, to: Model | None) -> str:
         wanted = "to go back to" if to is None else to.model_id
         cure = f"see: swarm-worker models history --scenario {scenario}"
+        if kind == "lora" and to is None:
+            cure = "before its first adapter nodes asked the base; let them ask that by its name (at a router: base)"
         for other in self.kinds:
             if to is None and other != kind and len(await self.history(scenario, other)) > 1:
                 cure = f"an earlier {_NOUN[other]} there is, it comes back with: --kind {other}"

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker.durable import NO_ROOM
 from worker.errors import ConfigurationError
 from worker.training.limits import (
     EXIT_DISK_FULL,
@@ -27,6 +26,7 @@ from worker.training.limits import (
     OrphanedError,
     limit_this_process,
 )
+from worker.training.shortages import is_disk_full, is_out_of_memory
 
 
 def report(progress: float, text: str, step: tuple[int, int, float, float] | None = None) -> None:
@@ -87,21 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"out of memory{at}; {cure}\n")
         return EXIT_OUT_OF_MEMORY
     return 0
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Whether it is that, or a quota, by any name: safetensors has an error of its own for it."""
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return True
-    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is one, by any name: in the middle of loading torch it is an ImportError or a thread's."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    words = ("failed to map segment", "Cannot allocate memory", "can't start new thread", "can't allocate memory")
-    return any(each in str(error) for each in (*words, "not enough memory", "out of memory"))
 
 
 def _train(kind: str, run_dir: Path) -> None:

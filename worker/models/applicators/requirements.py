@@ -32,8 +32,10 @@ def serving_faults(settings: Settings) -> Iterator[str]:
                 "SWARM_LLAMA_PRESET: llama_router writes the file that the router is started with (--models-preset); "
                 "name it"
             )
-        elif not os.access(folder := settings.llama_preset.absolute().parent, os.W_OK | os.X_OK) or not folder.is_dir():
-            yield f"SWARM_LLAMA_PRESET: {folder} is no directory that we may write to"
+        elif not (folder := settings.llama_preset.absolute().parent).is_dir():
+            yield f"SWARM_LLAMA_PRESET: {folder} is no directory; make it, or name another file"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            yield f"SWARM_LLAMA_PRESET: this user may not write to {folder}; give it the right, or name another file"
         else:
             try:
                 PresetFile(settings.llama_preset).read()

@@ -25,7 +25,7 @@ from worker.errors import ConfigurationError
 from worker.models.adapter import BaseModel
 from worker.training.lora.base_identity import sha256_of_base
 from worker.training.lora.base_shapes import BaseShapes, in_a_layer, targets_fault
-from worker.training.trainer import is_out_of_memory
+from worker.training.shortages import is_out_of_memory
 
 #: What a download takes: no pickle, no code.
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
